@@ -1,0 +1,174 @@
+"""Every error a user can meet, with its HTTP status and its exit code.
+
+An error's message is one sentence that says what happened and to what; `hint` says what to do
+about it. Neither ever holds a decoder's or a driver's own words: those can leak addresses and
+paths (CVE-2026-22778), and they change under us.
+
+`kind`, `code` and `param` are the fields of OpenAI's error object (`type`, `code`, `param`), so
+the server can answer without a table of its own.
+"""
+
+from __future__ import annotations
+
+
+class ChiasmError(Exception):
+    """The base of all errors meant for a user's eyes."""
+
+    http_status = 500
+    exit_code = 1
+    kind = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, hint: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.param = param
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+
+class InvalidRequest(ChiasmError):
+    """The caller asked for something that cannot be done as asked."""
+
+    http_status = 400
+    exit_code = 2
+    kind = "invalid_request_error"
+
+
+class ConfigurationError(InvalidRequest):
+    """A setting, a recipe or a file of ours holds a value that cannot be used."""
+
+    code = "invalid_configuration"
+
+
+# Pictures ---------------------------------------------------------------------------------------
+
+
+class ImageError(InvalidRequest):
+    """A picture could not be opened. `source` names it, `reason` is one fixed sentence."""
+
+    code = "invalid_image"
+
+    def __init__(
+        self, source: str, reason: str, *, hint: str | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(f"{source}: {reason}", hint=hint, param=param)
+        self.source = source
+        self.reason = reason
+
+
+class NotAnImage(ImageError):
+    """The bytes are no picture in a format that is read here."""
+
+    code = "not_an_image"
+
+
+class BrokenImage(ImageError):
+    """The header is a picture's, the rest is damaged or cut short."""
+
+    code = "broken_image"
+
+
+class ImageTooLarge(ImageError):
+    """More bytes or more pixels than the limits allow; found before anything was decoded."""
+
+    http_status = 413
+    code = "image_too_large"
+
+
+# Weights ----------------------------------------------------------------------------------------
+
+
+class WeightsError(ChiasmError):
+    """Weights could not be fetched, verified or read."""
+
+    http_status = 503
+    exit_code = 3
+    code = "weights_unavailable"
+
+
+class DigestMismatch(WeightsError):
+    """A file is not, byte for byte, what the catalogue promises."""
+
+    code = "digest_mismatch"
+
+
+class Offline(WeightsError):
+    """Weights are missing and fetching was forbidden by `--offline`."""
+
+    code = "offline"
+
+
+class DownloadFailed(WeightsError):
+    """A source did not answer, or answered that it has no such file."""
+
+    code = "download_failed"
+
+
+class NoSpace(ChiasmError):
+    """The disk is full, or would be."""
+
+    http_status = 507
+    exit_code = 4
+    code = "no_space"
+
+
+class UnknownModel(InvalidRequest):
+    """No such model in the catalogue or on the disk."""
+
+    http_status = 404
+    code = "model_not_found"
+
+
+class UnsupportedCheckpoint(InvalidRequest):
+    """A checkpoint was found but its architecture or its tensors do not fit."""
+
+    code = "unsupported_checkpoint"
+
+
+# Collections ------------------------------------------------------------------------------------
+
+
+class CollectionNotFound(InvalidRequest):
+    """No collection by that name."""
+
+    http_status = 404
+    code = "collection_not_found"
+
+
+class CollectionExists(InvalidRequest):
+    """A collection by that name is already there."""
+
+    http_status = 409
+    code = "collection_exists"
+
+
+class ItemNotFound(InvalidRequest):
+    """No item by that id in the collection."""
+
+    http_status = 404
+    code = "item_not_found"
+
+
+class EmbedderMismatch(InvalidRequest):
+    """The collection's vectors were made by another embedder."""
+
+    http_status = 409
+    code = "embedder_mismatch"
+
+
+class StoreError(ChiasmError):
+    """The store's files could not be read or written."""
+
+    exit_code = 5
+    code = "store_error"
+
+
+class NotReady(ChiasmError):
+    """The server is still starting, or is stopping."""
+
+    http_status = 503
+    kind = "server_error"
+    code = "not_ready"

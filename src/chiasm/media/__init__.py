@@ -1,0 +1,56 @@
+"""The only rooms that open a picture. Everything else receives an `Image`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chiasm.media.decode import Header, open_data_url, open_image, read_header
+    from chiasm.media.encode import encode_jpeg, encode_png, encode_webp
+    from chiasm.media.folder import IMAGE_SUFFIXES, find_images
+    from chiasm.media.image import Image
+    from chiasm.media.limits import Limits
+    from chiasm.media.perceptual_hash import hamming_distance, perceptual_hash
+    from chiasm.media.transform import resize
+
+_HOMES = {
+    "Header": "decode",
+    "IMAGE_SUFFIXES": "folder",
+    "Image": "image",
+    "Limits": "limits",
+    "encode_jpeg": "encode",
+    "encode_png": "encode",
+    "encode_webp": "encode",
+    "find_images": "folder",
+    "hamming_distance": "perceptual_hash",
+    "open_data_url": "decode",
+    "open_image": "decode",
+    "perceptual_hash": "perceptual_hash",
+    "read_header": "decode",
+    "resize": "transform",
+}
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Header",
+    "Image",
+    "Limits",
+    "encode_jpeg",
+    "encode_png",
+    "encode_webp",
+    "find_images",
+    "hamming_distance",
+    "open_data_url",
+    "open_image",
+    "perceptual_hash",
+    "read_header",
+    "resize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'chiasm.media' has no attribute {name!r}")
+    return getattr(import_module(f"chiasm.media.{home}"), name)

@@ -1,0 +1,19 @@
+"""What a picture may cost before it is refused. Checked from the header, before any decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on one picture.
+
+    max_bytes: encoded size, in bytes. For base64 the length of the text is checked first.
+    max_pixels: width × height as the header states them, all of a frame's pixels.
+    max_side: the longer side, in pixels.
+    """
+
+    max_bytes: int = 64 * 1024 * 1024
+    max_pixels: int = 120_000_000
+    max_side: int = 32_768

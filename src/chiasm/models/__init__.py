@@ -1,0 +1,1 @@
+"""The networks and their checkpoints: plain modules, one file a model."""

@@ -1,0 +1,1 @@
+"""The retrieval plane: embedders, stores, collections and search."""

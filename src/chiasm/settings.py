@@ -1,0 +1,180 @@
+"""One settings object: defaults < `chiasm.toml` < environment < flags.
+
+Each default stands here and nowhere else. A TOML file has the same names as the dataclasses
+below (`offline = true`, `[server]` / `port = 9000`); an environment variable is the upper-case
+path with `CHIASM_` in front (`CHIASM_OFFLINE=1`, `CHIASM_SERVER_PORT=9000`).
+
+The file is looked for at `$CHIASM_CONFIG`, then `./chiasm.toml`, then in the user's
+configuration directory. The first one found is read; files are not merged.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import platformdirs
+
+from chiasm.errors import ConfigurationError
+from chiasm.media.limits import Limits
+
+_APP = "chiasm"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Where the server listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_request_bytes: int = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class IndexingSettings:
+    """How a folder is taken in. `decode_threads = 0` means one a core."""
+
+    batch_size: int = 32
+    decode_threads: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be set. Paths are absolute once `load` has returned them."""
+
+    cache_dir: Path = field(default_factory=lambda: Path(platformdirs.user_cache_dir(_APP)))
+    data_dir: Path = field(default_factory=lambda: Path(platformdirs.user_data_dir(_APP)))
+    embedder: str = "default"
+    device: str = "auto"
+    offline: bool = False
+    media: Limits = field(default_factory=Limits)
+    server: ServerSettings = field(default_factory=ServerSettings)
+    indexing: IndexingSettings = field(default_factory=IndexingSettings)
+
+    @classmethod
+    def load(
+        cls,
+        flags: Mapping[str, Any] | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
+        file: Path | None = None,
+    ) -> Settings:
+        """Read file and environment; `flags` (None values are ignored) win over both.
+
+        flags: dotted names, as in `{"offline": True, "server.port": 9000}`.
+        """
+        environment = os.environ if environment is None else environment
+        file = file or _find_file(environment)
+        values: dict[str, tuple[Any, str]] = {}
+        if file is not None:
+            values |= {key: (value, str(file)) for key, value in _read_file(file).items()}
+        for name, kind in _leaves(cls).items():
+            variable = f"CHIASM_{name.replace('.', '_').upper()}"
+            if variable in environment:
+                values[name] = (_from_text(environment[variable], kind, variable), variable)
+        for name, value in (flags or {}).items():
+            if value is not None:
+                values[name] = (value, f"flag for {name}")
+        settings = _build(cls, "", values)
+        if values:
+            name, (_, where) = next(iter(values.items()))
+            raise ConfigurationError(
+                f"{where}: there is no setting called {name!r}.",
+                hint=f"Settings are: {', '.join(_leaves(cls))}.",
+            )
+        return settings
+
+
+def config_file(environment: Mapping[str, str] | None = None) -> Path | None:
+    """The configuration file that `Settings.load` would read, or None."""
+    return _find_file(os.environ if environment is None else environment)
+
+
+def _find_file(environment: Mapping[str, str]) -> Path | None:
+    named = environment.get("CHIASM_CONFIG")
+    if named:
+        if not Path(named).is_file():
+            raise ConfigurationError(
+                f"CHIASM_CONFIG names {named}, which is not a file.",
+                hint="Point it at a chiasm.toml, or unset it.",
+            )
+        return Path(named)
+    candidates = (Path("chiasm.toml"), Path(platformdirs.user_config_dir(_APP)) / "chiasm.toml")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not valid TOML: {error}.") from None
+    return _flatten(table)
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _leaves(cls: type, prefix: str = "") -> dict[str, type]:
+    """Dotted name → type of every setting below `cls`."""
+    leaves: dict[str, type] = {}
+    for name, kind in get_type_hints(cls).items():
+        if is_dataclass(kind):
+            leaves |= _leaves(kind, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = kind
+    return leaves
+
+
+def _build(cls: Any, prefix: str, values: dict[str, tuple[Any, str]]) -> Any:
+    """Make `cls` from the values that belong to it, taking them out of `values`."""
+    hints = get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for item in fields(cls):
+        kind, name = hints[item.name], f"{prefix}{item.name}"
+        if is_dataclass(kind):
+            arguments[item.name] = _build(kind, f"{name}.", values)
+        elif name in values:
+            value, where = values.pop(name)
+            arguments[item.name] = _checked(value, kind, name, where)
+    return cls(**arguments)
+
+
+def _checked(value: Any, kind: type, name: str, where: str) -> Any:
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value).expanduser().absolute()
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ConfigurationError(
+        f"{where}: {name} must be {_article(kind)}, not {value!r}.", param=name
+    )
+
+
+def _from_text(text: str, kind: type, variable: str) -> Any:
+    if kind is bool:
+        lowered = text.strip().lower()
+        if lowered in {"1", "true", "yes", "on"}:
+            return True
+        if lowered in {"0", "false", "no", "off", ""}:
+            return False
+        raise ConfigurationError(f"{variable} must be 1 or 0, not {text!r}.")
+    if kind is int:
+        try:
+            return int(text)
+        except ValueError:
+            raise ConfigurationError(f"{variable} must be a whole number, not {text!r}.") from None
+    return text
+
+
+def _article(kind: type) -> str:
+    return {bool: "true or false", int: "a whole number", str: "a text", Path: "a path"}[kind]
