@@ -1,0 +1,128 @@
+"""Errors in OpenAI's shape, whatever went wrong and wherever.
+
+`{"error": {"message", "type", "param", "code"}}` is all that a caller ever sees: fixed sentences
+from `chiasm.errors`, from the table below, or pydantic's own about a field. What was sent is never
+repeated (it may be somebody's picture), and nor is what a library says about its insides.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from chiasm.errors import ChiasmError, NotReady
+
+log = logging.getLogger("chiasm.server")
+
+INTERNAL = "The server met an error that it does not know."
+INTERNAL_HINT = "It is in the server's log under this answer's x-request-id."
+RETRY_AFTER_SECONDS = 2
+
+_LONGEST_PARAM = 120
+_BASE64 = re.compile(r"base64,[^\s'\"]{0,2}[^\s'\"]*")
+_BY_STATUS = {
+    404: ("There is nothing at {path}.", "not_found"),
+    405: ("{path} does not answer to {method}.", "method_not_allowed"),
+}
+
+
+def error_body(
+    message: str,
+    *,
+    kind: str = "invalid_request_error",
+    param: str | None = None,
+    code: str | None = None,
+) -> dict[str, Any]:
+    """OpenAI's error object."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def body_of(error: ChiasmError, *, param: str | None = None) -> dict[str, Any]:
+    """OpenAI's error object for one of ours; `param` stands in where the error names none."""
+    return error_body(str(error), kind=error.kind, param=error.param or param, code=error.code)
+
+
+def internal_body() -> dict[str, Any]:
+    """What a caller learns of an error that nobody foresaw."""
+    return error_body(f"{INTERNAL} {INTERNAL_HINT}", kind="server_error", code="internal_error")
+
+
+def install(app: FastAPI) -> None:
+    """Let every error of `app` be answered here."""
+    app.add_exception_handler(ChiasmError, _chiasm_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+
+
+def log_unexpected(error: BaseException, request_id: str) -> None:
+    """The whole trace into the log, without any base64 that an exception might quote."""
+    trace = "".join(traceback.format_exception(error))
+    log.error("%s: unexpected error\n%s", request_id, _BASE64.sub("base64,…", trace))
+
+
+async def _chiasm_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ChiasmError)
+    if error.http_status >= 500 and not isinstance(error, NotReady):
+        log.error("%s: %s", request.state.request_id, error)
+    headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if error.http_status == 503 else None
+    return JSONResponse(body_of(error), error.http_status, headers=headers)
+
+
+async def _http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    sentence, code = _BY_STATUS.get(error.status_code, (str(error.detail), None))
+    message = sentence.format(path=shown(request.url.path), method=request.method)
+    return JSONResponse(error_body(message, code=code), error.status_code, headers=error.headers)
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return JSONResponse(validation_body(error.errors()), 400)
+
+
+def validation_body(errors: Sequence[Any]) -> dict[str, Any]:
+    """pydantic's findings as one error object: the first in full, the others counted."""
+    first = errors[0]
+    param = shown(_path(first["loc"]))
+    match first["type"]:
+        case "missing" if not param:
+            message, code = "The request has no body; a JSON object is needed.", "missing_body"
+        case "missing":
+            message, code = f"{param} is required.", "missing_required_parameter"
+        case "extra_forbidden":
+            message, code = f"There is no argument called {param}.", "unknown_parameter"
+        case "json_invalid":
+            return error_body("The body is not valid JSON.", code="invalid_json")
+        case "model_attributes_type" | "dict_type" if not param:
+            return error_body("The body must be one JSON object.", code="invalid_json")
+        case _:
+            text = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
+            message, code = f"{param}: {text[:1].lower()}{text[1:]}.", "invalid_value"
+    if len(errors) > 1:
+        message += f" ({len(errors) - 1} more problem{'s' if len(errors) > 2 else ''} in it.)"
+    return error_body(message, param=param or None, code=code)
+
+
+def _path(location: Sequence[Any]) -> str:
+    """('body', 'items', 0, 'text') → 'items[0].text'."""
+    path = ""
+    for part in location[1:] if location and location[0] in _PLACES else location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path
+
+
+_PLACES = {"body", "query", "path", "header", "cookie"}
+
+
+def shown(text: str) -> str:
+    """`text` as it may stand in a message: printable and short."""
+    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    return text if len(text) <= _LONGEST_PARAM else f"{text[:_LONGEST_PARAM]}…"
