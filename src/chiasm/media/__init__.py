@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from chiasm.media.image import Image
     from chiasm.media.limits import Limits
     from chiasm.media.perceptual_hash import hamming_distance, perceptual_hash
-    from chiasm.media.transform import resize
+    from chiasm.media.transform import resize, thumbnail
 
 _HOMES = {
     "Header": "decode",
@@ -29,6 +29,7 @@ _HOMES = {
     "perceptual_hash": "perceptual_hash",
     "read_header": "decode",
     "resize": "transform",
+    "thumbnail": "transform",
 }
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "perceptual_hash",
     "read_header",
     "resize",
+    "thumbnail",
 ]
 
 

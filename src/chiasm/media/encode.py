@@ -1,0 +1,44 @@
+"""An `Image` back into a file's bytes, from its pixels alone.
+
+No EXIF, no GPS position, no profile, no comment and nothing that was hidden behind the original's
+pixels survives: there is nowhere in an `Image` for them to be.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import PIL.Image
+import PIL.JpegImagePlugin
+import PIL.PngImagePlugin
+import PIL.WebPImagePlugin
+
+from chiasm.errors import ImageTooLarge
+from chiasm.media.image import Image
+
+_LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}
+
+
+def encode_jpeg(image: Image, *, quality: int = 90) -> bytes:
+    """JPEG with chroma at half resolution. Raises `ImageTooLarge` beyond 65,535 pixels a side."""
+    return _encode(image, "JPEG", quality=quality, optimize=True)
+
+
+def encode_png(image: Image) -> bytes:
+    """PNG: the pixels, exactly."""
+    return _encode(image, "PNG")
+
+
+def encode_webp(image: Image, *, quality: int = 80) -> bytes:
+    """Lossy WebP. Raises `ImageTooLarge` beyond 16,383 pixels a side."""
+    return _encode(image, "WEBP", quality=quality)
+
+
+def _encode(image: Image, kind: str, **options: Any) -> bytes:
+    longest = _LONGEST_SIDE.get(kind)
+    if longest is not None and max(image.size) > longest:
+        raise ImageTooLarge(image.name, f"{kind} pictures have at most {longest:,} pixels a side.")
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image.pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
