@@ -1,0 +1,314 @@
+"""Checkpoints in the Hugging Face layout: a folder with `config.json` and `model.safetensors`.
+
+`ARCHITECTURES` says what each `model_type` stands for; supporting another one means adding a row.
+Only safetensors files are read: a pickle can run code when it is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from chiasm.errors import NoSpace, UnknownModel, UnsupportedCheckpoint
+from chiasm.models import bert, clip, convnext, siglip, vit
+from chiasm.models.configuration import read_config, write_config
+from chiasm.models.layout import Layout, collisions
+from chiasm.models.preprocess import AnyPreprocessor, preprocessor_from_config
+from chiasm.models.tokenizer import TOKENIZER_FILES, TextRules, Tokenizer
+
+if TYPE_CHECKING:
+    from chiasm.models.catalog import Progress
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a `model_type` stands for.
+
+    model: makes the network from its configuration. optional: keyword of `model` → the published
+    name of a tensor whose presence switches that part on, for parts that no configuration tells.
+    """
+
+    model: Callable[..., nn.Module]
+    config: type[Any]
+    layout: Layout
+    optional: Mapping[str, str] = field(default_factory=dict)
+    texts: TextRules | None = None
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "bert": Architecture(
+        bert.BERT, bert.BERTConfig, bert.LAYOUT, optional={"pooler": "pooler.dense.weight"}
+    ),
+    "clip": Architecture(clip.CLIP, clip.CLIPConfig, clip.LAYOUT, texts=TextRules()),
+    "convnext": Architecture(convnext.ConvNeXt, convnext.ConvNeXtConfig, convnext.LAYOUT),
+    "siglip": Architecture(
+        siglip.SigLIP,
+        siglip.SigLIPConfig,
+        siglip.LAYOUT,
+        texts=TextRules(fixed_length=True, lower_case=True),
+    ),
+    "siglip2": Architecture(
+        siglip.SigLIP2,
+        siglip.SigLIP2Config,
+        siglip.LAYOUT,
+        texts=TextRules(fixed_length=True, lower_case=True),
+    ),
+    "vit": Architecture(
+        vit.ViTModel, vit.ViTModelConfig, vit.LAYOUT, optional={"pooler": "pooler.dense.weight"}
+    ),
+}
+
+
+@dataclass(frozen=True)
+class DualEncoderCheckpoint:
+    """A dual encoder with all that is needed to use it.
+
+    model: in evaluation mode, float32, on the CPU. digest: SHA-256 over the names and digests of
+    the files it was read from, as 64 hexadecimal digits; equal files, equal digest.
+    """
+
+    model: nn.Module
+    preprocessor: AnyPreprocessor
+    tokenizer: Tokenizer
+    name: str
+    digest: str
+
+
+# Loading ----------------------------------------------------------------------------------------
+
+
+def load_dual_encoder(
+    location: str | Path,
+    *,
+    cache_dir: Path,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> DualEncoderCheckpoint:
+    """Load an image and text encoder by catalogue name, `hf:owner/name`, or local folder.
+
+    Raises UnknownModel if there is no such name or folder, UnsupportedCheckpoint if what was found
+    is not a dual encoder that can be read, WeightsError if it could not be fetched.
+    """
+    if str(location) == "default":
+        from chiasm.models import aligned
+
+        return aligned.load(cache_dir=cache_dir, offline=offline, progress=progress)
+    folder = locate(location, cache_dir=cache_dir, offline=offline, progress=progress)
+    architecture = _architecture(read_json(folder / CONFIG), folder)
+    if architecture.texts is None:
+        raise UnsupportedCheckpoint(
+            f"{location} is not a dual encoder: it has no text tower that shares a space with an "
+            "image tower.",
+            hint="Use a CLIP, SigLIP or SigLIP 2 checkpoint.",
+        )
+    model = load_model(folder)
+    tokenizer = Tokenizer.from_folder(
+        folder,
+        max_length=model.config.text_config.max_position_embeddings,
+        rules=architecture.texts,
+    )
+    preprocessor = load_preprocessor(folder)
+    return DualEncoderCheckpoint(model, preprocessor, tokenizer, str(location), digest(folder))
+
+
+def locate(
+    location: str | Path,
+    *,
+    cache_dir: Path,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """The folder that holds the files of a catalogue name, `hf:owner/name`, or local folder."""
+    text = str(location)
+    if Path(text).expanduser().is_dir():
+        return Path(text).expanduser()
+    from chiasm.models import catalog
+
+    if text.startswith("hf:"):
+        repository = text.removeprefix("hf:")
+        return catalog.fetch_hf(repository, cache_dir=cache_dir, offline=offline, progress=progress)
+    if isinstance(location, Path) or os.sep in text:
+        raise UnknownModel(f"There is no folder {text}.")
+    return catalog.pull(text, cache_dir=cache_dir, offline=offline, progress=progress)
+
+
+def load_model(folder: Path | str) -> nn.Module:
+    """The network in `folder`, whatever its `model_type`, in evaluation mode and float32."""
+    folder = Path(folder)
+    entries = read_json(folder / CONFIG)
+    architecture = _architecture(entries, folder)
+    layout = architecture.layout
+    tensors = read_tensors(folder)
+    doubled = collisions(tensors, layout)
+    if doubled:
+        raise UnsupportedCheckpoint(f"{folder}: tensors appear twice: {', '.join(doubled)}.")
+    tensors = {layout.published(name): tensor for name, tensor in tensors.items()}
+    parts = {part: name in tensors for part, name in architecture.optional.items()}
+    config = read_config(architecture.config, entries)
+    # On the meta device nothing is allocated or initialised before the real tensors move in.
+    with torch.device("meta"):
+        model = architecture.model(config, **parts)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    model.load_state_dict(layout.read(tensors, shapes, str(folder)), assign=True)
+    return model.eval()
+
+
+def load_preprocessor(folder: Path | str) -> AnyPreprocessor:
+    """What `preprocessor_config.json` (or the processor's file that replaces it) describes."""
+    folder = Path(folder)
+    if not (folder / PREPROCESSOR).is_file() and (folder / PROCESSOR).is_file():
+        return preprocessor_from_config(read_json(folder / PROCESSOR).get("image_processor", {}))
+    return preprocessor_from_config(read_json(folder / PREPROCESSOR))
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the folder's safetensors file, or of all its shards, by the file's name."""
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 — not a mapping
+                    tensors[name] = file.get_tensor(name)
+        except (SafetensorError, OSError):
+            raise UnsupportedCheckpoint(
+                f"{path} is not a complete safetensors file.",
+                hint="It may have been cut short while it was copied; fetch it again.",
+            ) from None
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() and not name.endswith("_ids"):
+            raise UnsupportedCheckpoint(
+                f"{folder}: tensor {name} holds {str(tensor.dtype).removeprefix('torch.')}; "
+                "quantised checkpoints are not read here."
+            )
+    return tensors
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in the order of their names."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / WEIGHTS_INDEX).is_file():
+        shards = read_json(folder / WEIGHTS_INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not all(
+            isinstance(name, str) and Path(name).name == name for name in shards.values()
+        ):
+            raise UnsupportedCheckpoint(
+                f"{folder / WEIGHTS_INDEX}: weight_map must give each tensor a file name."
+            )
+        paths = [folder / name for name in sorted(set(shards.values()))]
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing:
+            raise UnsupportedCheckpoint(
+                f"{folder} lacks {', '.join(missing)}, which {WEIGHTS_INDEX} names.",
+                hint="Fetch the missing files.",
+            )
+        return paths
+    pickles = sorted(path.name for path in folder.glob("*.bin")) + sorted(
+        path.name for suffix in ("pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}")
+    )
+    if pickles:
+        raise UnsupportedCheckpoint(
+            f"{folder} holds its weights as a pickle ({', '.join(pickles)}), which can run code "
+            "when it is opened, and no safetensors file.",
+            hint="Convert it to model.safetensors with the tool that wrote it.",
+        )
+    raise UnsupportedCheckpoint(f"{folder} holds no {WEIGHTS}.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that must be there and hold an object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UnsupportedCheckpoint(f"{path.parent} holds no {path.name}.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        content = None
+    if not isinstance(content, dict):
+        raise UnsupportedCheckpoint(f"{path} is not a JSON object.")
+    return content
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over the names and digests of a checkpoint's files."""
+    whole = hashlib.sha256(b"chiasm-checkpoint-1\n")
+    for path in _digested(folder):
+        with path.open("rb") as file:
+            part = hashlib.file_digest(file, "sha256").hexdigest()
+        whole.update(f"{path.name} {part}\n".encode())
+    return whole.hexdigest()
+
+
+def _digested(folder: Path) -> Iterator[Path]:
+    yield from weight_files(folder)
+    for name in (CONFIG, PREPROCESSOR, PROCESSOR, *TOKENIZER_FILES):
+        if (folder / name).is_file():
+            yield folder / name
+
+
+def _architecture(entries: Mapping[str, Any], folder: Path) -> Architecture:
+    model_type = entries.get("model_type")
+    architecture = ARCHITECTURES.get(str(model_type))
+    if architecture is None:
+        raise UnsupportedCheckpoint(
+            f"{folder / CONFIG} names the model_type {model_type!r}, which is not known here.",
+            hint=f"Known are {', '.join(ARCHITECTURES)}.",
+        )
+    return architecture
+
+
+# Saving -----------------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    folder: Path | str,
+    model: nn.Module,
+    preprocessor: AnyPreprocessor | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> None:
+    """Write the published layout. Each file appears complete or not at all.
+
+    The weights come last, so a folder that has them has everything.
+    """
+    folder = Path(folder)
+    config = model.config
+    architecture = ARCHITECTURES[config.model_type]
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = {"architectures": [config.architecture], **write_config(config)}
+    entries["torch_dtype"] = "float32"
+    _write_json(folder / CONFIG, entries)
+    if preprocessor is not None:
+        _write_json(folder / PREPROCESSOR, preprocessor.to_config())
+    if tokenizer is not None:
+        tokenizer.save(folder)
+    tensors = architecture.layout.write(
+        {name: tensor.to(torch.float32) for name, tensor in model.state_dict().items()}
+    )
+    partial = folder / f".{WEIGHTS}.partial"
+    try:
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.replace(folder / WEIGHTS)
+    except (OSError, SafetensorError):
+        partial.unlink(missing_ok=True)
+        raise NoSpace(f"{folder / WEIGHTS} could not be written.") from None
+
+
+def _write_json(path: Path, entries: Mapping[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(path)
