@@ -42,7 +42,7 @@ class BERTBlock(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         tokens = self.norm1(tokens + self.attention(tokens, mask))
-        return self.norm2(tokens + self.mlp(tokens))  # type: ignore[no-any-return]
+        return self.norm2(tokens + self.mlp(tokens))
 
 
 class BERT(nn.Module):

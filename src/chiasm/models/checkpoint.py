@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,14 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from chiasm.errors import NoSpace, UnknownModel, UnsupportedCheckpoint
-from chiasm.models import bert, clip, convnext, siglip, vit
+from chiasm.models import bert, catalog, clip, convnext, siglip, vit
+from chiasm.models.catalog import Progress
 from chiasm.models.configuration import read_config, write_config
+from chiasm.models.dual_encoder import DualEncoder
 from chiasm.models.layout import Layout, collisions
 from chiasm.models.preprocess import AnyPreprocessor, preprocessor_from_config
 from chiasm.models.tokenizer import TOKENIZER_FILES, TextRules, Tokenizer
-
-if TYPE_CHECKING:
-    from chiasm.models.catalog import Progress
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -40,8 +38,10 @@ PROCESSOR = "processor_config.json"
 class Architecture:
     """What a `model_type` stands for.
 
-    model: makes the network from its configuration. optional: keyword of `model` → the published
-    name of a tensor whose presence switches that part on, for parts that no configuration tells.
+    model: makes the network from its configuration.
+    optional: keyword of `model` → the published name of a tensor whose presence switches that
+        part on, for parts that no configuration tells.
+    texts: what a dual encoder asks of its texts; None for a single tower.
     """
 
     model: Callable[..., nn.Module]
@@ -79,11 +79,12 @@ ARCHITECTURES: dict[str, Architecture] = {
 class DualEncoderCheckpoint:
     """A dual encoder with all that is needed to use it.
 
-    model: in evaluation mode, float32, on the CPU. digest: SHA-256 over the names and digests of
-    the files it was read from, as 64 hexadecimal digits; equal files, equal digest.
+    model: a module in evaluation mode, float32, on the CPU.
+    digest: SHA-256 over the names and digests of the files it was read from, as 64 hexadecimal
+        digits; equal files, equal digest.
     """
 
-    model: nn.Module
+    model: DualEncoder
     preprocessor: AnyPreprocessor
     tokenizer: Tokenizer
     name: str
@@ -105,7 +106,7 @@ def load_dual_encoder(
     Raises UnknownModel if there is no such name or folder, UnsupportedCheckpoint if what was found
     is not a dual encoder that can be read, WeightsError if it could not be fetched.
     """
-    if str(location) == "default":
+    if _is_built_in(location):
         from chiasm.models import aligned
 
         return aligned.load(cache_dir=cache_dir, offline=offline, progress=progress)
@@ -117,7 +118,7 @@ def load_dual_encoder(
             "image tower.",
             hint="Use a CLIP, SigLIP or SigLIP 2 checkpoint.",
         )
-    model = load_model(folder)
+    model: Any = load_model(folder)
     tokenizer = Tokenizer.from_folder(
         folder,
         max_length=model.config.text_config.max_position_embeddings,
@@ -135,17 +136,19 @@ def locate(
     progress: Progress | None = None,
 ) -> Path:
     """The folder that holds the files of a catalogue name, `hf:owner/name`, or local folder."""
-    text = str(location)
-    if Path(text).expanduser().is_dir():
-        return Path(text).expanduser()
-    from chiasm.models import catalog
+    folder = Path(location).expanduser()
+    if folder.is_dir():
+        return folder
+    if isinstance(location, Path):
+        raise UnknownModel(f"There is no folder {location}.")
+    return catalog.pull(location, cache_dir=cache_dir, offline=offline, progress=progress)
 
-    if text.startswith("hf:"):
-        repository = text.removeprefix("hf:")
-        return catalog.fetch_hf(repository, cache_dir=cache_dir, offline=offline, progress=progress)
-    if isinstance(location, Path) or os.sep in text:
-        raise UnknownModel(f"There is no folder {text}.")
-    return catalog.pull(text, cache_dir=cache_dir, offline=offline, progress=progress)
+
+def _is_built_in(location: str | Path) -> bool:
+    """Whether the catalogue's entry is a dual encoder of ours and not a published checkpoint."""
+    if isinstance(location, Path) or Path(location).expanduser().is_dir():
+        return False
+    return catalog.find(location).kind == "dual-encoder"
 
 
 def load_model(folder: Path | str) -> nn.Module:
@@ -286,7 +289,7 @@ def save_checkpoint(
     The weights come last, so a folder that has them has everything.
     """
     folder = Path(folder)
-    config = model.config
+    config: Any = model.config
     architecture = ARCHITECTURES[config.model_type]
     folder.mkdir(parents=True, exist_ok=True)
     entries = {"architectures": [config.architecture], **write_config(config)}

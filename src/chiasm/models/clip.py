@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from chiasm.errors import InvalidRequest
 from chiasm.models.configuration import TransformerConfig
 from chiasm.models.layout import Layout, Names, under
-from chiasm.models.transformer import stack
+from chiasm.models.transformer import Blocks
 from chiasm.models.vit import ViT, ViTConfig
 
 # Checkpoints converted before 2023 call token 2 the end of text, which it is not in CLIP's
@@ -80,15 +80,13 @@ class CausalTextTower(nn.Module):
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.blocks = stack(config)
+        self.blocks = Blocks(config)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def tokens(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Every token after the last norm, [batch, tokens, width]."""
-        tokens, allowed = self._embed(ids), _allowed(mask)
-        for block in self.blocks:
-            tokens = block(tokens, allowed, allowed is None)
-        return self.norm(tokens)  # type: ignore[no-any-return]
+        allowed = _allowed(mask)
+        return self.norm(self.blocks(self._embed(ids), allowed, allowed is None))
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """The end-of-text token after the last norm, [batch, width].
@@ -99,14 +97,8 @@ class CausalTextTower(nn.Module):
         # Nothing behind the last text's end can reach any end: those positions are not computed.
         length = int(ends.max()) + 1
         ids, mask = ids[:, :length], None if mask is None else mask[:, :length]
-        tokens, allowed = self._embed(ids), _allowed(mask)
-        *blocks, last = self.blocks
-        for block in blocks:
-            tokens = block(tokens, allowed, allowed is None)
-        seen = torch.arange(length, device=ids.device) <= ends[:, None]  # [batch, tokens]
-        if allowed is not None and mask is not None:
-            seen = seen & mask.bool()
-        return self.norm(last.one(tokens, ends, seen[:, None, None]))  # type: ignore[no-any-return]
+        allowed = _allowed(mask)
+        return self.norm(self.blocks.one(self._embed(ids), ends, allowed, allowed is None))
 
     def ends(self, ids: Tensor) -> Tensor:
         """The position of each text's end-of-text token, int64 [batch]."""
@@ -157,11 +149,11 @@ class CLIP(nn.Module):
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """[batch, 3, height, width] → [batch, dimension], not normalised."""
-        return self.image_projection(self.image_tower(pixels))  # type: ignore[no-any-return]
+        return self.image_projection(self.image_tower(pixels))
 
     def encode_text(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """int64 [batch, tokens] → [batch, dimension], not normalised."""
-        return self.text_projection(self.text_tower(ids, mask))  # type: ignore[no-any-return]
+        return self.text_projection(self.text_tower(ids, mask))
 
 
 # CLIP's and SigLIP's blocks and token embeddings have the same names.

@@ -88,7 +88,7 @@ class Stage(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(self.downsample(x))  # type: ignore[no-any-return]
+        return self.blocks(self.downsample(x))
 
 
 class ConvNeXt(nn.Module):
@@ -119,7 +119,7 @@ class ConvNeXt(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """The normed mean over the last map, [batch, width]."""
-        return self.norm(self.feature_map(pixels).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+        return self.norm(self.feature_map(pixels).mean(dim=(2, 3)))
 
 
 LAYOUT = Layout(

@@ -30,6 +30,11 @@ _RESAMPLES: dict[int, Resample] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _HALF = (0.5, 0.5, 0.5)
+_SHARED_DEFAULTS: dict[str, Any] = {
+    "rescale_factor": 1 / 255,
+    "image_mean": _HALF,
+    "image_std": _HALF,
+}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": {
         "size": {"shortest_edge": 224},
@@ -96,8 +101,7 @@ class ImagePreprocessor:
                 "preprocessor_config.json describes patches of varying number (NaFlex), not "
                 "pictures of one size."
             )
-        entries = {"rescale_factor": 1 / 255, "image_mean": _HALF, "image_std": _HALF}
-        entries = {**entries, **_DEFAULTS[kind], **_given(config)}
+        entries = {**_SHARED_DEFAULTS, **_DEFAULTS[kind], **_given(config)}
         if not entries.get("do_resize", True):
             raise UnsupportedCheckpoint(
                 "preprocessor_config.json turns resizing off; pictures of many sizes cannot share "
@@ -178,8 +182,8 @@ class NaFlexPreprocessor:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> NaFlexPreprocessor:
         """From the entries of `preprocessor_config.json`."""
-        entries = {"rescale_factor": 1 / 255, "image_mean": _HALF, "image_std": _HALF}
-        entries = {**entries, **_DEFAULTS["Siglip2ImageProcessor"], **_given(config)}
+        defaults = _DEFAULTS["Siglip2ImageProcessor"]
+        entries = {**_SHARED_DEFAULTS, **defaults, **_given(config)}
         return cls(int(entries["patch_size"]), int(entries["max_num_patches"]), *_numbers(entries))
 
     def to_config(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from chiasm.models.clip import BLOCK, TEXT_TOWER
 from chiasm.models.configuration import TransformerConfig
 from chiasm.models.layout import Layout, under
 from chiasm.models.patches import PatchBatch, patchify
-from chiasm.models.transformer import MLP, Attention, stack
+from chiasm.models.transformer import MLP, Attention, Blocks
 from chiasm.models.vit import ViT, ViTConfig
 
 
@@ -113,7 +113,7 @@ class AttentionPooling(nn.Module):
         """[batch, tokens, width] → [batch, width]. mask: bool, [batch, 1, 1, tokens]."""
         probe = self.probe.expand(len(tokens), 1, -1)
         pooled = self.attention.query(probe, tokens, mask)[:, 0]
-        return pooled + self.mlp(self.norm(pooled))  # type: ignore[no-any-return]
+        return pooled + self.mlp(self.norm(pooled))
 
 
 class TextTower(nn.Module):
@@ -124,16 +124,13 @@ class TextTower(nn.Module):
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.blocks = stack(config)
+        self.blocks = Blocks(config)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.projection_size or config.hidden_size)
 
     def tokens(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Every token after the last norm, [batch, tokens, width]."""
-        tokens, attended = self._embed(ids), _attended(mask)
-        for block in self.blocks:
-            tokens = block(tokens, attended)
-        return self.norm(tokens)  # type: ignore[no-any-return]
+        return self.norm(self.blocks(self._embed(ids), _attended(mask)))
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """The last position's feature, [batch, projection size].
@@ -141,12 +138,8 @@ class TextTower(nn.Module):
         ids: int64 [batch, tokens], padded to the length the model was trained with.
         mask: bool [batch, tokens]; None lets the model see its padding, as in training.
         """
-        tokens, attended = self._embed(ids), _attended(mask)
-        *blocks, last = self.blocks
-        for block in blocks:
-            tokens = block(tokens, attended)
-        rows = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
-        return self.head(self.norm(last.one(tokens, rows, attended)))  # type: ignore[no-any-return]
+        last = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
+        return self.head(self.norm(self.blocks.one(self._embed(ids), last, _attended(mask))))
 
     def _embed(self, ids: Tensor) -> Tensor:
         length = ids.shape[1]
@@ -179,11 +172,11 @@ class SigLIP(nn.Module):
     def encode_image(self, pixels: Tensor) -> Tensor:
         """[batch, 3, height, width] → [batch, dimension], not normalised."""
         tokens = self.image_tower.norm(self.image_tower.tokens(pixels))
-        return self.image_head(tokens)  # type: ignore[no-any-return]
+        return self.image_head(tokens)
 
     def encode_text(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """int64 [batch, tokens] → [batch, dimension], not normalised."""
-        return self.text_tower(ids, mask)  # type: ignore[no-any-return]
+        return self.text_tower(ids, mask)
 
 
 # NaFlex -----------------------------------------------------------------------------------------
@@ -198,16 +191,13 @@ class NaFlexTower(nn.Module):
         width, side = config.hidden_size, config.patch_size
         self.patch_embedding = nn.Linear(config.num_channels * side * side, width)
         self.position_embedding = nn.Parameter(torch.randn(config.num_patches, width) * 0.02)
-        self.blocks = stack(config)
+        self.blocks = Blocks(config)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, batch: PatchBatch) -> Tensor:
         """Every patch after the last norm, [batch, patches, width]; padding holds no meaning."""
         tokens = self.patch_embedding(batch.patches) + self._positions(batch)
-        attended = _attended(batch.mask)
-        for block in self.blocks:
-            tokens = block(tokens, attended)
-        return self.norm(tokens)  # type: ignore[no-any-return]
+        return self.norm(self.blocks(tokens, _attended(batch.mask)))
 
     def _positions(self, batch: PatchBatch) -> Tensor:
         """[batch, patches, width]."""
@@ -248,11 +238,11 @@ class SigLIP2(nn.Module):
         Pixels need sides that are multiples of the patch size.
         """
         batch = pixels if isinstance(pixels, PatchBatch) else self._patches(pixels)
-        return self.image_head(self.image_tower(batch), _attended(batch.mask))  # type: ignore[no-any-return]
+        return self.image_head(self.image_tower(batch), _attended(batch.mask))
 
     def encode_text(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """int64 [batch, tokens] → [batch, dimension], not normalised."""
-        return self.text_tower(ids, mask)  # type: ignore[no-any-return]
+        return self.text_tower(ids, mask)
 
     def _patches(self, pixels: Tensor) -> PatchBatch:
         side = self.config.vision_config.patch_size

@@ -7,6 +7,7 @@ faster than three small ones; the mapping table of each checkpoint joins and spl
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +69,7 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [batch, heads, tokens, head width]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         mixed = mixed.transpose(1, 2).flatten(2)  # [batch, tokens, width]
-        return self.out(mixed)  # type: ignore[no-any-return]
+        return self.out(mixed)
 
     def query(self, queries: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """`queries` [batch, queries, width] attend to `tokens` [batch, tokens, width]."""
@@ -81,7 +82,7 @@ class Attention(nn.Module):
         kv = F.linear(tokens, w_kv, b_kv).unflatten(-1, (2, self.heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4)  # each [batch, heads, tokens, head width]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -94,7 +95,7 @@ class MLP(nn.Module):
         self.activation = activation(config.hidden_act)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))  # type: ignore[no-any-return]
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -109,13 +110,10 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         tokens = tokens + self.attention(self.norm1(tokens), mask, causal)
-        return tokens + self.mlp(self.norm2(tokens))  # type: ignore[no-any-return]
+        return tokens + self.mlp(self.norm2(tokens))
 
     def one(self, tokens: Tensor, rows: Tensor, mask: Tensor | None = None) -> Tensor:
         """What `forward` would give at one token of each sequence, and nothing else.
-
-        A dual encoder reads a single token of its last block, so the others need no query, no
-        output projection and no MLP there.
 
         tokens: [batch, tokens, width]. rows: int64 [batch], the token that is wanted.
         mask: bool, broadcast to [batch, heads, 1, tokens]. Returns [batch, width].
@@ -124,9 +122,35 @@ class Block(nn.Module):
         normed = self.norm1(tokens)
         wanted = tokens[each, rows]  # [batch, width]
         wanted = wanted + self.attention.query(normed[each, rows, None], normed, mask)[:, 0]
-        return wanted + self.mlp(self.norm2(wanted))  # type: ignore[no-any-return]
+        return wanted + self.mlp(self.norm2(wanted))
 
 
-def stack(config: TransformerConfig, *, qkv_bias: bool = True) -> nn.ModuleList:
-    """As many blocks as the configuration asks for."""
-    return nn.ModuleList(Block(config, qkv_bias=qkv_bias) for _ in range(config.num_hidden_layers))
+class Blocks(nn.ModuleList):
+    """The blocks of a tower, one after the other."""
+
+    def __init__(self, config: TransformerConfig, *, qkv_bias: bool = True) -> None:
+        super().__init__(Block(config, qkv_bias=qkv_bias) for _ in range(config.num_hidden_layers))
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """All tokens, [batch, tokens, width]; arguments as in `Attention`."""
+        for block in self:
+            tokens = block(tokens, mask, causal)
+        return tokens
+
+    def one(
+        self, tokens: Tensor, rows: Tensor, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """One token of each sequence, `rows` int64 [batch]: [batch, width].
+
+        A dual encoder reads a single token of its last block, so the others need no query, no
+        output projection and no MLP there.
+        """
+        *blocks, last = cast("list[Block]", list(self))
+        for block in blocks:
+            tokens = block(tokens, mask, causal)
+        if causal:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+            mask = (positions <= rows[:, None])[:, None, None]  # [batch, 1, 1, tokens]
+        elif mask is not None and mask.shape[2] > 1:
+            mask = mask[torch.arange(len(rows), device=rows.device), :, rows][:, :, None]
+        return last.one(tokens, rows, mask)

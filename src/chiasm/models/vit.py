@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from chiasm.errors import InvalidRequest
 from chiasm.models.configuration import TransformerConfig
 from chiasm.models.layout import Layout, under
-from chiasm.models.transformer import activation, stack
+from chiasm.models.transformer import Blocks, activation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class ViT(nn.Module):
         positions = rows * columns + int(class_token)
         self.position_embedding = nn.Parameter(torch.randn(positions, width) * 0.02)
         self.pre_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if pre_norm else None
-        self.blocks = stack(config, qkv_bias=qkv_bias)
+        self.blocks = Blocks(config, qkv_bias=qkv_bias)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def embed(self, pixels: Tensor) -> Tensor:
@@ -101,19 +101,13 @@ class ViT(nn.Module):
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """Every token after the last block and before the last norm, [batch, tokens, width]."""
-        tokens = self.embed(pixels)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return tokens
+        return self.blocks(self.embed(pixels))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """The class token after the last norm, [batch, width]."""
         tokens = self.embed(pixels)
-        *blocks, last = self.blocks
-        for block in blocks:
-            tokens = block(tokens)
         first = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
-        return self.norm(last.one(tokens, first))  # type: ignore[no-any-return]
+        return self.norm(self.blocks.one(tokens, first))
 
     def _patch_positions(self, rows: int, columns: int) -> Tensor:
         """[rows · columns, width], interpolated where the picture has another size than trained."""
@@ -155,7 +149,7 @@ class ViTModel(nn.Module):
 
     def hidden_states(self, pixels: Tensor) -> Tensor:
         """Every token after the last norm, [batch, tokens, width]."""
-        return self.tower.norm(self.tower.tokens(pixels))  # type: ignore[no-any-return]
+        return self.tower.norm(self.tower.tokens(pixels))
 
 
 LAYOUT = Layout(
