@@ -1,0 +1,20 @@
+"""Weights by name: a catalogue of entries, their sources, their digests, and a cache of them."""
+
+from __future__ import annotations
+
+from chiasm.models.catalog.entry import Entry, File, Source, entries, find
+from chiasm.models.catalog.hub import fetch_hf
+from chiasm.models.catalog.progress import Progress
+from chiasm.models.catalog.pulling import ensure, pull
+
+__all__ = [
+    "Entry",
+    "File",
+    "Progress",
+    "Source",
+    "ensure",
+    "entries",
+    "fetch_hf",
+    "find",
+    "pull",
+]

