@@ -27,11 +27,16 @@ _APP = "chiasm"
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Where the server listens."""
+    """Where the server listens, and to whom.
+
+    allowed_hosts: names, separated by commas, that the Host header may hold. On a loopback
+        address they come on top of the loopback names; on any other, none means any.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
     max_request_bytes: int = 256 * 1024 * 1024
+    allowed_hosts: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def validation_body(errors: Sequence[Any]) -> dict[str, Any]:
-    """pydantic's findings as one error object: the first in full, the others counted."""
+    """What pydantic found, as one error object: the first in full, the others counted."""
     first = errors[0]
     param = shown(_path(first["loc"]))
     match first["type"]:

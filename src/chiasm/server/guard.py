@@ -11,6 +11,7 @@ declare a type that a page cannot send without asking first (CORS is never grant
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import re
@@ -165,10 +166,8 @@ class BodyLimit:
                 started = True
                 await send(message)
 
-        try:
+        with contextlib.suppress(_Overflow):
             await self._app(scope, receive_counted, send_unless_overflowed)
-        except _Overflow:
-            pass
         if overflowed and not started:
             await self._too_large()(scope, receive, send)
 

@@ -1,0 +1,45 @@
+"""What a route asks for in its signature."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from chiasm.errors import UnknownModel
+from chiasm.server.runtime import Planes, Runtime
+
+
+async def _runtime(request: Request) -> Runtime:
+    runtime: Runtime = request.app.state.runtime
+    return runtime
+
+
+async def _planes(runtime: State) -> Planes:
+    return await runtime.planes()
+
+
+State = Annotated[Runtime, Depends(_runtime)]
+"""The runtime, loaded or not."""
+
+Loaded = Annotated[Planes, Depends(_planes)]
+"""Embedder and library; the request waits a moment for them, or ends as `not_ready`."""
+
+
+def served_names(planes: Planes, runtime: Runtime) -> list[str]:
+    """Names that mean the embedder served here, its own first."""
+    return list(dict.fromkeys((planes.embedder.name, runtime.settings.embedder, "default")))
+
+
+def find_model(name: str, planes: Planes, runtime: Runtime) -> str:
+    """`name`, if a model answers to it here. Raises `UnknownModel` with the nearest names."""
+    names = served_names(planes, runtime)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, cutoff=0.5)
+    raise UnknownModel(
+        "No model of that name is served here.",
+        hint=f"Did you mean {' or '.join(near)}?" if near else f"There is {', '.join(names)}.",
+        param="model",
+    )

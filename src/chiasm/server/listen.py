@@ -1,0 +1,90 @@
+"""Listen and answer until told to stop."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from chiasm.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from chiasm.settings import Settings
+
+DRAIN_SECONDS = 30
+_KEEP_ALIVE_SECONDS = 30  # longer than a console's pauses, shorter than a proxy's patience
+_BACKLOG = 2048
+
+
+def run(
+    settings: Settings, *, sample: bool = False, announce: Callable[[str], None] | None = None
+) -> None:
+    """Serve until SIGINT or SIGTERM; requests under way are then answered first.
+
+    sample: make the sample collection at the start when there is no collection yet.
+    announce: told the server's address once it listens; by default it is logged.
+
+    Raises `ConfigurationError` when the address cannot be listened on.
+    """
+    # Bound first: a taken port is known before anything slow has begun, and callers queue
+    # instead of being refused while the rest is imported.
+    listener = _bind(settings.server.host, settings.server.port)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("chiasm").setLevel(logging.INFO)
+
+    import uvicorn
+
+    from chiasm.server.app import create_app
+
+    url = _url(settings.server.host, listener.getsockname()[1])
+    (announce or _log_address)(url)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings, sample=sample),
+            log_config=None,
+            log_level="warning",
+            access_log=False,  # `guard.Envelope` writes one, without queries
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+            ws="none",
+        )
+    )
+    with listener:
+        server.run(sockets=[listener])
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        where = f"{host}:{port}"
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigurationError(
+                f"{where} is in use by another program.",
+                hint="Choose another port with --port.",
+                param="server.port",
+            ) from None
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise ConfigurationError(
+                f"{where}: this user may not listen there.",
+                hint="Choose a port above 1023.",
+                param="server.port",
+            ) from None
+        raise ConfigurationError(
+            f"{where} is not an address of this machine.", param="server.host"
+        ) from None
+
+
+def _url(host: str, port: int) -> str:
+    if host in ("", "0.0.0.0", "::"):
+        host = "localhost"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _log_address(url: str) -> None:
+    logging.getLogger("chiasm.server").info("listening on %s", url)

@@ -1,0 +1,67 @@
+"""The OpenAPI document, and a page that shows it without asking a foreign server for anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from chiasm.server.schemas import ErrorResponse, ImagePart, ImageUrl, NewItems, TextPart
+
+_REFUSALS = {
+    400: "The request cannot be done as asked.",
+    403: "The request came from a foreign page, or to a foreign Host.",
+    404: "There is nothing of that name.",
+    405: "The path does not answer to that method.",
+    409: "It is in conflict with what is there.",
+    413: "The body or a picture is larger than its limit.",
+    415: "The body's type is not one that is read here.",
+    500: "The server met an error that it does not know.",
+    503: "The server is still starting, or is stopping.",
+}
+EVERYWHERE = (400, 403, 500, 503)
+
+DESCRIPTION = """\
+Find pictures with words, with pictures, and with both.
+
+`/v1/embeddings` and `/v1/models` have OpenAI's shape: point the `openai` client's `base_url` at
+this server's `/v1`. Every error is `{"error": {"message", "type", "param", "code"}}`, and every
+answer has an `x-request-id`.
+"""
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that can answer with these error statuses."""
+    return {
+        status: {"model": ErrorResponse, "description": _REFUSALS[status]} for status in statuses
+    }
+
+
+def describe(app: FastAPI) -> None:
+    """Make `app.openapi()` the document that says what the server does.
+
+    Two things FastAPI cannot see by itself: errors of validation are answered with 400 in
+    OpenAI's shape, never with its own 422; and a few schemas are referred to by hand.
+    """
+    generated = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generated()
+        schemas = document["components"]["schemas"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        for model in (TextPart, ImagePart, ImageUrl, NewItems):
+            schemas.update(_schemas_of(model))
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _schemas_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The model's schema and those it refers to, by name."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {**schema.pop("$defs", {}), model.__name__: schema}

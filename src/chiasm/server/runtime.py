@@ -1,0 +1,173 @@
+"""What the routes work with, loaded in the background while the server already answers.
+
+Importing torch and the vector store and reading the weights take seconds. They happen in a thread
+that starts with the server: `/healthz` answers meanwhile, `/readyz` tells the truth, and every
+other route waits a moment before it says `not_ready`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from chiasm.errors import ChiasmError, NoSpace, NotReady, WeightsError
+from chiasm.server.batching import BatchingEmbedder
+from chiasm.server.errors import INTERNAL, log_unexpected
+from chiasm.server.pictures import PictureOpener
+
+if TYPE_CHECKING:
+    from chiasm.retrieval import Embedder, Library
+    from chiasm.settings import Settings
+
+log = logging.getLogger("chiasm.server")
+
+PATIENCE_SECONDS = 10.0
+"""How long a request waits for a server that has just started."""
+
+_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 2.0, 60.0
+_LAST_WORDS_SECONDS = 5.0  # an import cannot be interrupted, but waited for
+_THREADS = 32
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Planes:
+    """What is there once loading has ended well."""
+
+    embedder: BatchingEmbedder
+    library: Library
+
+
+class LoadingProgress:
+    """Hears of downloads and remembers the last word of it, for `/readyz`."""
+
+    def __init__(self) -> None:
+        self._label = ""
+        self._done = 0
+        self._total: int | None = None
+
+    def start(self, label: str, total: int | None) -> None:
+        """A file of `total` bytes begins."""
+        self._label, self._done, self._total = label, 0, total
+
+    def advance(self, n: int) -> None:
+        """`n` more bytes are there."""
+        self._done += n
+
+    def finish(self) -> None:
+        """The file is whole."""
+        self._label = ""
+
+    def __str__(self) -> str:
+        if not self._label:
+            return "loading the embedder"
+        of = f" of {self._total / 1e6:.0f}" if self._total else ""
+        return f"fetching {self._label}: {self._done / 1e6:.0f}{of} MB"
+
+
+class Runtime:
+    """Loads the planes, waits for them, and runs blocking work in bounded threads."""
+
+    def __init__(
+        self, settings: Settings, *, embedder: Embedder | None = None, sample: bool = False
+    ) -> None:
+        self.settings = settings
+        self.progress = LoadingProgress()
+        self.pictures = PictureOpener(settings.media)
+        self.started_at = int(time.time())
+        self._given = embedder
+        self._sample = sample
+        self._planes: Planes | None = None
+        self._failure: ChiasmError | None = None
+        self._stop = threading.Event()
+        self._threads = anyio.CapacityLimiter(_THREADS)
+        self._loader = threading.Thread(target=self._load, name="loading", daemon=True)
+
+    def start(self) -> None:
+        """Begin to load."""
+        self._loader.start()
+
+    def close(self) -> None:
+        """Refuse what comes and finish what is under way. Blocks."""
+        self._stop.set()
+        if self._loader.is_alive():
+            self._loader.join(_LAST_WORDS_SECONDS)
+        if self._planes is not None:
+            self._planes.embedder.close()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the server has been told to stop."""
+        return self._stop.is_set()
+
+    @property
+    def failure(self) -> ChiasmError | None:
+        """Why loading has failed, while it has; it may be tried again."""
+        return self._failure
+
+    def check(self) -> Planes:
+        """The planes, or `NotReady`, or the error that loading ended with."""
+        if self._stop.is_set():
+            raise NotReady("The server is stopping.")
+        if self._planes is not None:
+            return self._planes
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)  # else each raise would lengthen it
+        raise NotReady(
+            f"The server is still starting: {self.progress}.", hint="Try again in a moment."
+        )
+
+    async def planes(self) -> Planes:
+        """The planes; waits a few seconds for them while they load."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        # The loader is a thread and may try several times: no event of the loop's to wait for.
+        while self._planes is None and self._failure is None and time.monotonic() < deadline:  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+        return self.check()
+
+    async def run(
+        self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """`work(*args, **kwargs)` in a thread, so that it never holds up the event loop."""
+        return await anyio.to_thread.run_sync(lambda: work(*args, **kwargs), limiter=self._threads)
+
+    def _load(self) -> None:
+        """Load until it succeeds; what a network or a disk can mend is tried again."""
+        delay = _FIRST_RETRY_SECONDS
+        while not self._stop.is_set():
+            try:
+                self._planes = self._load_once()
+                self._failure = None
+            except (WeightsError, NoSpace) as error:
+                self._failure = error
+                log.error("%s Trying again in %.0f s.", error, delay)
+                self._stop.wait(delay)
+                delay = min(2 * delay, _LAST_RETRY_SECONDS)
+                continue
+            except ChiasmError as error:
+                self._failure = error
+                log.error("%s", error)
+            except Exception as error:
+                log_unexpected(error, "loading")
+                self._failure = ChiasmError(f"{INTERNAL} It could not load its models.")
+            return
+
+    def _load_once(self) -> Planes:
+        # Here, not above: these imports are most of what there is to wait for.
+        from chiasm.retrieval import Library, load_embedder
+
+        started = time.perf_counter()
+        embedder = self._given or load_embedder(self.settings, progress=self.progress)
+        batching = BatchingEmbedder(embedder)
+        library = Library(self.settings.data_dir, batching)
+        log.info("ready: %s, loaded in %.1f s", embedder.name, time.perf_counter() - started)
+        return Planes(batching, library)
