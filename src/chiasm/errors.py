@@ -152,6 +152,19 @@ class ItemNotFound(InvalidRequest):
     code = "item_not_found"
 
 
+class ItemExists(InvalidRequest):
+    """An item by that id is already there."""
+
+    http_status = 409
+    code = "item_exists"
+
+
+class PictureMissing(ItemNotFound):
+    """The item is there, but the file that holds its full picture is not."""
+
+    code = "picture_missing"
+
+
 class EmbedderMismatch(InvalidRequest):
     """The collection's vectors were made by another embedder."""
 

@@ -1,0 +1,591 @@
+"""The embedded store: one LanceDB table a collection, on local disk.
+
+Lance commits are atomic, and readers in other processes see them at once; writers take turns by a
+file lock, so that "look whether it is there, then write" is one step. After each commit the new
+files and their folders are synced to the disk. What is claimed: a killed process loses nothing
+that was acknowledged and leaves no half batch. After a power cut the acknowledged batches are on
+the disk as far as the disk itself keeps its word about `fsync`; a batch that was being written at
+that moment may leave a version that Lance refuses to open.
+
+Searches do not go through Lance while the vectors fit a memory budget (see `exact`): Lance's flat
+search reads the files again for each query (130 ms for 100,000 × 512, against 5 ms from memory).
+Above it, an approximate index is built in the background and used only if it finds what exact
+search finds (see `lance_index`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import lancedb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from chiasm.errors import (
+    ChiasmError,
+    CollectionNotFound,
+    InvalidRequest,
+    ItemNotFound,
+    NoSpace,
+    StoreError,
+)
+from chiasm.retrieval import lance_index
+from chiasm.retrieval.exact import BYTES_PER_NUMBER, Rows
+from chiasm.retrieval.file_lock import FileLock
+from chiasm.retrieval.filters import Filter, Mask
+from chiasm.retrieval.resident import SCALARS, ResidentRows, vectors_of
+from chiasm.retrieval.store import Hit, Item, KnownFile, Page, Record, Vectors, microseconds
+
+TABLE = "items"
+LOCK = "lock"
+EXACT_BYTES = 512 * 1024 * 1024
+
+_BATCH_ROWS = 8192
+_TAKE_ROWS = 8192
+# A folder's time of last change is only as fine as the kernel's clock tick.
+_CLOCK_TICK_NS = 50_000_000
+_MANY_FRAGMENTS = 64
+_COMMIT_ATTEMPTS = 8
+# Blank pages are alike by the thousand; the nearest few decide.
+_MANY_ALIKE = 16
+# Long enough for a reader in another process to move on from the version it reads.
+_KEEP_VERSIONS = timedelta(minutes=10)
+_SYNCED_FOLDERS = ("data", "_deletions", "_indices", "_transactions", "_versions")
+
+_log = logging.getLogger(__name__)
+
+
+def schema(dimension: int) -> pa.Schema:
+    """The table's columns. `added_at` is in microseconds since 1970, UTC, and unique."""
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("digest", pa.string(), nullable=False),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+            pa.field("metadata", pa.string(), nullable=False),
+            pa.field("width", pa.int32(), nullable=False),
+            pa.field("height", pa.int32(), nullable=False),
+            pa.field("added_at", pa.int64(), nullable=False),
+            pa.field("duplicate_of", pa.string()),
+            pa.field("picture", pa.string(), nullable=False),
+            pa.field("perceptual_hash", pa.uint64(), nullable=False),
+            pa.field("file_digest", pa.string(), nullable=False),
+            pa.field("file_size", pa.int64(), nullable=False),
+            pa.field("file_mtime_ns", pa.int64(), nullable=False),
+            pa.field("stamp", pa.int64(), nullable=False),
+            pa.field("vector", pa.list_(pa.float32(), dimension), nullable=False),
+            pa.field("thumbnail", pa.binary(), nullable=False),
+        ]
+    )
+
+
+class LanceStore:
+    """A `Store` in a folder. `exact_bytes`: how much memory the vectors may take."""
+
+    def __init__(self, folder: Path, dimension: int, *, exact_bytes: int = EXACT_BYTES) -> None:
+        self.dimension = dimension
+        self._folder = folder
+        self._name = folder.name
+        self._table_folder = folder / f"{TABLE}.lance"
+        self._exact_bytes = exact_bytes
+        self._writer = FileLock(folder / LOCK)
+        self._identity = self._identify()
+        self._state = threading.RLock()
+        self._random = random.SystemRandom()
+        self._seen_change = -1
+        self._version = -1
+        with self._errors("be opened"):
+            self._table = lancedb.connect(folder).open_table(TABLE)
+        self._rows = ResidentRows(dimension, with_vectors=True)
+
+    @classmethod
+    def create(cls, folder: Path, dimension: int) -> None:
+        """Make the empty table in a folder that is there."""
+        (folder / LOCK).touch()
+        lancedb.connect(folder).create_table(TABLE, schema=schema(dimension))
+        _sync_since(folder / f"{TABLE}.lance", 0)
+
+    # Writing ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """While it is held, no other thread or process writes. Reentrant."""
+        try:
+            holder = self._writer.held()
+            holder.__enter__()
+        except FileNotFoundError:
+            raise self._gone() from None
+        try:
+            self._check_identity()
+            yield
+        finally:
+            holder.__exit__(None, None, None)
+
+    def insert(self, records: Sequence[Record], *, replacing: Sequence[str] = ()) -> None:
+        """Write records in one commit; those whose id is in `replacing` take that item's place."""
+        if not records:
+            return
+        table = self._to_arrow(records)
+
+        def write() -> None:
+            if replacing:
+                merge = self._table.merge_insert("id").when_matched_update_all()
+                merge.when_not_matched_insert_all().execute(table)
+            else:
+                self._table.add(table)
+
+        with self.writing():
+            self._commit(write)
+
+    def update(
+        self, id: str, *, text: str | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> Item:
+        """Replace the text, the metadata, or both."""
+        values: dict[str, Any] = {"stamp": self._stamp()}
+        if text is not None:
+            values["text"] = text
+        if metadata is not None:
+            values["metadata"] = json.dumps(metadata, ensure_ascii=False, allow_nan=False)
+        with self.writing():
+            self._require([id])
+            if len(values) > 1:
+                where = f"id = {_quoted(id)}"
+                self._commit(lambda: self._table.update(where=where, values=values))
+            return self.get([id])[id]
+
+    def delete(self, ids: Sequence[str]) -> list[str]:
+        """Delete items; returns the ids that were there."""
+        with self.writing():
+            there = list(self.get(ids))
+            for start in range(0, len(there), 1000):
+                listed = ", ".join(_quoted(id) for id in there[start : start + 1000])
+                self._commit(lambda listed=listed: self._table.delete(f"id IN ({listed})"))
+            return there
+
+    def next_moment(self) -> int:
+        """A time for a new item, in microseconds: now, but after every other item's."""
+        rows = self._refreshed()
+        return max(time.time_ns() // 1000, rows.latest() + 1)
+
+    def _commit(self, write: Any) -> None:
+        """Do it, sync it. Another process's compaction may get in between: then once more."""
+        started = time.time_ns()
+        for attempt in range(_COMMIT_ATTEMPTS):
+            try:
+                with self._errors("be written"):
+                    write()
+                break
+            except StoreError as error:
+                conflict = "conflict" in str(error.__cause__).lower()
+                if not conflict or attempt == _COMMIT_ATTEMPTS - 1:
+                    raise
+                time.sleep(self._random.uniform(0.01, 0.05) * 2**attempt)
+                self._table.checkout_latest()
+        with self._errors("be written"):
+            _sync_since(self._table_folder, started)
+
+    def _to_arrow(self, records: Sequence[Record]) -> pa.Table:
+        columns: dict[str, Any] = {
+            name: [getattr(record.item, name) for record in records]
+            for name in ("id", "digest", "source", "text", "width", "height", "duplicate_of")
+        }
+        columns["metadata"] = [
+            json.dumps(record.item.metadata, ensure_ascii=False, allow_nan=False)
+            for record in records
+        ]
+        columns["added_at"] = [microseconds(record.item.added_at) for record in records]
+        for name in (
+            "picture",
+            "perceptual_hash",
+            "file_digest",
+            "file_size",
+            "file_mtime_ns",
+            "thumbnail",
+        ):
+            columns[name] = [getattr(record, name) for record in records]
+        columns["stamp"] = [self._stamp() for _ in records]
+        matrix = np.stack([record.vector for record in records]).astype(np.float32, copy=False)
+        columns["vector"] = pa.FixedSizeListArray.from_arrays(
+            pa.array(matrix.reshape(-1)), self.dimension
+        )
+        return pa.table(columns, schema=schema(self.dimension))
+
+    def _stamp(self) -> int:
+        return self._random.getrandbits(63)
+
+    # Reading ------------------------------------------------------------------------------------
+
+    def get(self, ids: Sequence[str]) -> dict[str, Item]:
+        """Those of the items that are there, by id."""
+        with self._state:
+            rows = self._refreshed()
+            return {id: rows.item(rows.row_of[id]) for id in ids if id in rows.row_of}
+
+    def page(
+        self, *, limit: int, after: str | None = None, condition: Filter | None = None
+    ) -> Page:
+        """Items in the order they were added, from a cursor on."""
+        try:
+            moment = int(after) if after else -1
+        except ValueError:
+            raise InvalidRequest(
+                f"{after!r} is no place to go on from.",
+                hint="Pass the `next` of the page before.",
+                param="after",
+            ) from None
+        with self._state:
+            rows = self._refreshed()
+            found = rows.ordered(rows.mask(condition), moment, limit + 1)
+            items = rows.items(found[:limit])
+        more = len(found) > limit and bool(items)
+        return Page(items, str(microseconds(items[-1].added_at)) if more else None)
+
+    def count(self, condition: Filter | None = None) -> int:
+        """How many items satisfy the filter."""
+        with self._state:
+            rows = self._refreshed()
+            mask = rows.mask(condition)
+            return rows.living if mask is None else int(np.count_nonzero(mask))
+
+    def search(
+        self,
+        vector: Vectors,
+        *,
+        limit: int,
+        offset: int = 0,
+        condition: Filter | None = None,
+        exclude: Sequence[str] = (),
+    ) -> list[Hit]:
+        """Nearest items by cosine, best first."""
+        with self._state:
+            rows = self._refreshed()
+            mask = rows.mask(condition)
+            excluded = [rows.row_of[id] for id in exclude if id in rows.row_of]
+            if excluded:
+                mask = np.ones(len(rows), np.bool_) if mask is None else mask.copy()
+                mask[excluded] = False
+            view = None if rows.exact is None else rows.exact.view()
+        wanted = offset + limit
+        if view is not None:
+            found, scores = view.search(vector, wanted, mask)
+        else:
+            found, scores = self._search_disk(rows, vector, wanted, mask)
+        return [
+            Hit(rows.item(int(row)), float(score))
+            for row, score in zip(found[offset:], scores[offset:], strict=True)
+        ]
+
+    def vectors(self, ids: Sequence[str]) -> Vectors:
+        """float32 [len(ids), dimension]."""
+        with self._state:
+            rows = self._require(ids)
+            numbers = np.array([rows.row_of[id] for id in ids], np.int64)
+            if rows.exact is not None:
+                return rows.exact.view().gather(numbers)
+            return self._vectors_on_disk(rows, numbers)
+
+    def thumbnail(self, id: str) -> bytes:
+        """JPEG bytes."""
+        with self._state:
+            rows = self._require([id])
+            row = rows.row_of[id]
+            place, stamp = int(rows.row_ids[row]), int(rows.stamps[row])
+        with self._errors("be read"):
+            found = self._table.take_row_ids([place]).select(["stamp", "thumbnail"]).to_arrow()
+            if found["stamp"].to_pylist() != [stamp]:  # compacted since, by another process
+                search = self._table.search().where(f"id = {_quoted(id)}")
+                found = search.select(["stamp", "thumbnail"]).limit(1).to_arrow()
+        if found.num_rows == 0:
+            raise self._missing(id)
+        return bytes(found["thumbnail"][0].as_py())
+
+    def picture(self, id: str) -> Literal["source", "stored"]:
+        """Where the full picture is."""
+        with self._state:
+            rows = self._require([id])
+            return "source" if rows.picture(rows.row_of[id]) == "source" else "stored"
+
+    def with_digest(self, digest: str, file_digest: str = "") -> str | None:
+        """The id of an item with these pixels, or read from a file with these bytes."""
+        with self._state:
+            rows = self._refreshed()
+            row = rows.with_digest((digest, file_digest))
+            return None if row is None else rows.item(row).id
+
+    def alike(self, perceptual_hash: int, max_distance: int) -> list[str]:
+        """Ids of items whose perceptual hash differs in few bits, the nearest few first."""
+        with self._state:
+            rows = self._refreshed()
+            found = rows.alike(perceptual_hash, max_distance)
+            return [item.id for item in rows.items(found[:_MANY_ALIKE])]
+
+    def known_files(self) -> dict[str, KnownFile]:
+        """By source: the items whose picture is a file."""
+        with self._state:
+            return self._refreshed().known_files()
+
+    def stored_digests(self) -> Iterator[str]:
+        """Digests of the items whose full picture the collection keeps."""
+        with self._state:
+            return iter(self._refreshed().stored_digests())
+
+    def close(self) -> None:
+        """Release what is held."""
+        with self._state:
+            self._rows = ResidentRows(self.dimension, with_vectors=False)
+            self._seen_change = self._version = -1
+
+    # Keeping up with the table ------------------------------------------------------------------
+
+    def _refreshed(self) -> ResidentRows:
+        """The rows as of the last commit, by whichever process."""
+        with self._state:
+            self._check_identity()
+            try:
+                changed = (self._table_folder / "_versions").stat().st_mtime_ns
+            except FileNotFoundError:
+                raise self._gone() from None
+            settled = time.time_ns() - changed > _CLOCK_TICK_NS
+            if changed == self._seen_change and settled:
+                return self._rows
+            with self._errors("be read"):
+                self._table.checkout_latest()
+                version = self._table.version
+                if version != self._version:
+                    self._catch_up()
+                    self._version = version
+            self._seen_change = changed if settled else -1
+            return self._rows
+
+    def _catch_up(self) -> None:
+        total = self._table.count_rows()
+        fits = total * self.dimension * BYTES_PER_NUMBER <= self._exact_bytes
+        rows = self._rows
+        if fits != (rows.exact is not None) or rows.dead > max(1024, len(rows) // 2):
+            rows = ResidentRows(self.dimension, with_vectors=fits)
+        if len(rows) == 0:
+            self._load(rows)
+        else:
+            self._apply_changes(rows)
+        self._rows = rows
+
+    def _load(self, rows: ResidentRows) -> None:
+        names = [*SCALARS, *(["vector"] if rows.exact is not None else [])]
+        query = self._table.search().select(names).with_row_id(True).limit(None)
+        for batch in query.to_batches(_BATCH_ROWS):
+            rows.append(batch)
+
+    def _apply_changes(self, rows: ResidentRows) -> None:
+        query = self._table.search().select(["stamp"]).with_row_id(True).limit(None)
+        batches = list(query.to_batches(65_536))
+        stamps = _joined(batches, "stamp", np.int64)  # [rows now]
+        places = _joined(batches, "_rowid", np.uint64)
+        order = np.argsort(rows.stamps, kind="stable")
+        known = rows.stamps[order]
+        slot = np.minimum(np.searchsorted(known, stamps), len(known) - 1)
+        old = known[slot] == stamps
+        still = order[slot[old]]
+        gone = rows.alive.copy()
+        gone[still] = False
+        rows.bury(np.flatnonzero(gone))
+        rows.move(still, places[old])
+        names = [*SCALARS, *(["vector"] if rows.exact is not None else [])]
+        for batch in self._take(places[~old], names):
+            rows.append(batch)
+
+    def _take(self, places: npt.NDArray[np.uint64], names: list[str]) -> Iterator[pa.RecordBatch]:
+        for start in range(0, len(places), _TAKE_ROWS):
+            query = self._table.take_row_ids(places[start : start + _TAKE_ROWS].tolist())
+            yield from query.select(names).with_row_id().to_arrow().combine_chunks().to_batches()
+
+    # Above the memory budget --------------------------------------------------------------------
+
+    def _search_disk(
+        self, rows: ResidentRows, vector: Vectors, wanted: int, mask: Mask | None
+    ) -> tuple[Rows, Vectors]:
+        """Search through Lance, by the index where it passed its test, else flat.
+
+        A filter is applied to what comes back. How many to ask for follows from the share of rows
+        that satisfy it; where that would be most of them, or too few came back because the filter
+        and the query point to different places, the satisfying rows are compared exactly.
+        """
+        living = rows.living
+        matching = living if mask is None else int(np.count_nonzero(mask))
+        wanted = min(wanted, matching)
+        if wanted == 0:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        if matching <= lance_index.GATHER_ROWS and matching < living:
+            return self._compare(rows, vector, wanted, np.flatnonzero(mask))
+        plan = lance_index.read_plan(self._folder)
+        asked = (
+            min(living, int(wanted * living / matching * 1.5) + 16) if mask is not None else wanted
+        )
+        while True:
+            with self._errors("be read"):
+                found = lance_index.query(self._table, vector, asked, plan)
+            numbers = [rows.row_of.get(id, -1) for id in found["id"].to_pylist()]
+            candidates = np.array(numbers, np.int64)
+            scores = 1.0 - found["_distance"].to_numpy()
+            kept = candidates >= 0
+            if mask is not None:
+                kept &= mask[candidates]
+            if np.count_nonzero(kept) >= wanted or asked >= living:
+                return candidates[kept][:wanted], scores[kept][:wanted].astype(np.float32)
+            plan = None if asked >= lance_index.GATHER_ROWS else plan
+            asked = min(living, asked * 8)
+
+    def _compare(
+        self, rows: ResidentRows, vector: Vectors, wanted: int, candidates: Rows
+    ) -> tuple[Rows, Vectors]:
+        scores = self._vectors_on_disk(rows, candidates) @ vector
+        best = np.lexsort((candidates, -scores))[:wanted]
+        return candidates[best], scores[best]
+
+    def _vectors_on_disk(self, rows: ResidentRows, numbers: Rows) -> Vectors:
+        vectors = np.zeros((len(numbers), self.dimension), np.float32)
+        slot_of = {int(stamp): slot for slot, stamp in enumerate(rows.stamps[numbers])}
+        with self._errors("be read"):
+            for batch in self._take(rows.row_ids[numbers], ["stamp", "vector"]):
+                slots = [slot_of.get(stamp, -1) for stamp in batch.column("stamp").to_pylist()]
+                kept = np.array(slots) >= 0
+                vectors[np.array(slots)[kept]] = vectors_of(batch.column("vector"))[kept]
+        return vectors
+
+    def tidy(self) -> bool:
+        """Compact when single writes have piled up; build the index where memory does not do."""
+        worked = False
+        with self._errors("be compacted"):
+            fragments = self._table.stats()["fragment_stats"]
+            if fragments["num_small_fragments"] >= _MANY_FRAGMENTS:
+                started = time.time_ns()
+                self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
+                _sync_since(self._table_folder, started)
+                worked = True
+        with self._state:
+            rows = self._refreshed()
+            in_memory = rows.exact is not None
+        if not in_memory and lance_index.is_due(self._folder, rows.living):
+            with self._errors("be indexed"):
+                lance_index.build(self._table, self._folder, self.dimension)
+            worked = True
+        return worked
+
+    # Errors -------------------------------------------------------------------------------------
+
+    def _identify(self) -> tuple[int, int] | None:
+        try:
+            status = (self._folder / LOCK).stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+    def _check_identity(self) -> None:
+        """Another process may have deleted the collection, and even made another in its place.
+
+        Lance itself would quietly make the folder of a deleted table anew.
+        """
+        if self._identity is None or self._identify() != self._identity:
+            raise self._gone()
+
+    @contextmanager
+    def _errors(self, action: str) -> Iterator[None]:
+        try:
+            yield
+        except ChiasmError:
+            raise
+        except Exception as error:  # Lance raises many kinds, none of them documented
+            _log.debug("collection %s could not %s", self._name, action, exc_info=True)
+            if not self._table_folder.is_dir():
+                raise self._gone() from error
+            if "no space left" in str(error).lower():
+                raise NoSpace(
+                    f"The disk is full: the collection {self._name!r} could not {action}.",
+                    hint="Make room and try again; what was there is untouched.",
+                ) from error
+            raise StoreError(
+                f"The collection {self._name!r} could not {action}.",
+                hint=f"Look at the folder {self._folder}: is it complete, and may it be written?",
+            ) from error
+
+    def _require(self, ids: Sequence[str]) -> ResidentRows:
+        rows = self._refreshed()
+        for id in ids:
+            if id not in rows.row_of:
+                raise self._missing(id)
+        return rows
+
+    def _missing(self, id: str) -> ItemNotFound:
+        return ItemNotFound(
+            f"There is no item {id!r} in the collection {self._name!r}.", param="id"
+        )
+
+    def _gone(self) -> CollectionNotFound:
+        return CollectionNotFound(f"There is no collection {self._name!r} any more.")
+
+
+def count_rows(folder: Path) -> int:
+    """How many rows the table of a collection's folder has; nothing is loaded. StoreError."""
+    try:
+        return int(lancedb.connect(folder).open_table(TABLE).count_rows())
+    except Exception as error:  # Lance raises many kinds, none of them documented
+        raise StoreError(
+            f"The collection {folder.name!r} could not be read.",
+            hint=f"Look at the folder {folder}: is it complete?",
+        ) from error
+
+
+def _joined(batches: Sequence[pa.RecordBatch], name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    empty = np.empty(0, dtype)
+    return np.concatenate([empty, *(batch.column(name).to_numpy() for batch in batches)])
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _sync_since(table: Path, started_ns: int) -> None:
+    """Hand every file below the table that is newer to the disk, then their folders."""
+    for name in _SYNCED_FOLDERS:
+        folder = table / name
+        if not folder.is_dir():
+            continue
+        fresh = False
+        for entry in os.scandir(folder):
+            try:
+                if entry.stat().st_mtime_ns < started_ns - _CLOCK_TICK_NS:
+                    continue
+            except FileNotFoundError:  # tidied away by another process
+                continue
+            if entry.is_file():
+                _sync(Path(entry.path))
+            fresh = True
+        if fresh:
+            _sync(folder)
+    _sync(table)
+
+
+def _sync(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    except PermissionError:
+        if os.name == "nt" and path.is_dir():  # Windows does not open folders
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
