@@ -103,6 +103,7 @@ class Runtime:
             self._loader.join(_LAST_WORDS_SECONDS)
         if self._planes is not None:
             self._planes.embedder.close()
+            self._planes.library.close()
 
     @property
     def stopping(self) -> bool:
@@ -168,6 +169,6 @@ class Runtime:
         started = time.perf_counter()
         embedder = self._given or load_embedder(self.settings, progress=self.progress)
         batching = BatchingEmbedder(embedder)
-        library = Library(self.settings.data_dir, batching)
+        library = Library(self.settings.data_dir, batching, limits=self.settings.media)
         log.info("ready: %s, loaded in %.1f s", embedder.name, time.perf_counter() - started)
         return Planes(batching, library)

@@ -184,7 +184,7 @@ class EmbeddingResponse(BaseModel):
 class NewCollection(Request):
     """A collection to make."""
 
-    name: str = Field(examples=["holiday-photos"])
+    name: str = Field(max_length=200, examples=["holiday-photos"])
 
 
 class CollectionEmbedder(BaseModel):
@@ -255,7 +255,9 @@ class NewItemObject(Request):
     source: str = Field(
         default="", max_length=4096, description="Where it comes from: a name, a path."
     )
-    id: str | None = Field(default=None, description="Your own id; one is made up without it.")
+    id: str | None = Field(
+        default=None, max_length=200, description="Your own id; one is made up without it."
+    )
 
 
 class NewItems(Request):
@@ -306,7 +308,9 @@ class SearchRequest(Request):
 
     text: str | None = Field(default=None, max_length=LONGEST_TEXT, examples=["a cat on a sofa"])
     image: DataUrl | None = None
-    item: str | None = Field(default=None, description="Id of an item whose neighbours are wanted.")
+    item: str | None = Field(
+        default=None, max_length=200, description="Id of an item whose neighbours are wanted."
+    )
     filter: Filter | None = None
     limit: int = Field(default=10, ge=1, le=MOST_HITS)
     offset: int = Field(default=0, ge=0, le=100_000)

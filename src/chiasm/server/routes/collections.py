@@ -55,7 +55,15 @@ async def create_collection(
 )
 async def retrieve_collection(name: str, planes: Loaded, runtime: State) -> CollectionObject:
     """Its size and its embedder."""
-    return _collection(await runtime.run(lambda: planes.library.open(name).info()))
+
+    def find() -> CollectionInfo:
+        # Not by opening it: another embedder's collection can be looked at, too.
+        for info in planes.library.collections():
+            if info.name == name:
+                return info
+        return planes.library.open(name).info()  # says why there is none
+
+    return _collection(await runtime.run(find))
 
 
 @router.delete(
