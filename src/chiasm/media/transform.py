@@ -18,14 +18,23 @@ _FILTERS = {
 }
 
 
-def resize(image: Image, size: tuple[int, int], *, resample: Resample = "bicubic") -> Pixels:
+def resize(
+    image: Image,
+    size: tuple[int, int],
+    *,
+    resample: Resample = "bicubic",
+    box: tuple[float, float, float, float] | None = None,
+) -> Pixels:
     """Pixels of `image` at `size` (width, height): uint8 [height, width, 3].
 
     The filter widens when it shrinks (antialiasing), as in Pillow, whose results these are:
     published models were trained on them.
+
+    box: (left, top, right, bottom) in pixels of `image`, the part that becomes the result; it
+        need not lie on whole pixels. None is all of it.
     """
     picture = PIL.Image.fromarray(image.pixels)
-    return np.asarray(picture.resize(size, _FILTERS[resample]))
+    return np.asarray(picture.resize(size, _FILTERS[resample], box))
 
 
 def thumbnail(image: Image, longest_side: int) -> Image:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,6 +22,9 @@ from chiasm.models.patches import PatchBatch, patchify
 
 Resample = Literal["bilinear", "bicubic", "lanczos"]
 Triple = tuple[float, float, float]
+
+# Above this many times the crop's area, a picture is not scaled whole before it is cropped.
+_LARGEST_EXCESS = 64
 
 # The numbers are Pillow's, which the files use.
 _RESAMPLES: dict[int, Resample] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -133,9 +135,18 @@ class ImagePreprocessor:
         if self.shortest_edge is None:
             return resize(image, (width, height), resample=self.resample)
         shorter = min(image.size)
-        scaled_width, scaled_height = (self.shortest_edge * side // shorter for side in image.size)
-        scaled = resize(image, (scaled_width, scaled_height), resample=self.resample)
-        return _centre(scaled, height, width)
+        full_width, full_height = (self.shortest_edge * side // shorter for side in image.size)
+        left, right = _middle(full_width, width)
+        top, bottom = _middle(full_height, height)
+        if full_width * full_height <= _LARGEST_EXCESS * width * height:
+            scaled = resize(image, (full_width, full_height), resample=self.resample)
+            return _padded(scaled[top:bottom, left:right], height, width)
+        # Scaled whole, a strip one pixel high and ten thousand wide would be two million pixels
+        # wide. Computing only what is kept differs by a grey level here and there.
+        across, down = image.width / full_width, image.height / full_height
+        box = (left * across, top * down, right * across, bottom * down)
+        kept = resize(image, (right - left, bottom - top), resample=self.resample, box=box)
+        return _padded(kept, height, width)
 
 
 # SigLIP 2, NaFlex -------------------------------------------------------------------------------
@@ -317,18 +328,20 @@ def _shared_config(preprocessor: AnyPreprocessor) -> dict[str, Any]:
 # Pixels -----------------------------------------------------------------------------------------
 
 
-def _centre(pixels: Pixels, height: int, width: int) -> Pixels:
-    """The middle of a picture; black where the picture is smaller than what is asked for."""
-    have_height, have_width = pixels.shape[:2]
-    if have_height < height or have_width < width:
-        padded: npt.NDArray[np.uint8] = np.zeros(
-            (max(have_height, height), max(have_width, width), 3), dtype=np.uint8
-        )
-        top, left = -((have_height - padded.shape[0]) // 2), -((have_width - padded.shape[1]) // 2)
-        padded[top : top + have_height, left : left + have_width] = pixels
-        pixels = padded
-    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
-    return pixels[top : top + height, left : left + width]
+def _middle(length: int, kept: int) -> tuple[int, int]:
+    """Where the middle `kept` of `length` pixels begin and end; all of them if there are fewer."""
+    start = max(0, (length - kept) // 2)
+    return start, min(length, start + kept)
+
+
+def _padded(pixels: Pixels, height: int, width: int) -> Pixels:
+    """`pixels` in the middle of height × width, the rest black."""
+    missing = height - pixels.shape[0], width - pixels.shape[1]
+    if not any(missing):
+        return pixels
+    # An odd row or column goes above or to the left.
+    widths = [(number - number // 2, number // 2) for number in missing]
+    return np.pad(pixels, [*widths, (0, 0)])
 
 
 def _normalised(pixels: Tensor, factor: float, mean: Triple, std: Triple, *, dim: int) -> Tensor:
