@@ -417,21 +417,22 @@ class LanceStore:
     ) -> tuple[Rows, Vectors]:
         """Search through Lance, by the index where it passed its test, else flat.
 
-        A filter is applied to what comes back. How many to ask for follows from the share of rows
-        that satisfy it; where that would be most of them, or too few came back because the filter
-        and the query point to different places, the satisfying rows are compared exactly.
+        A filter is applied to what comes back, and how many to ask for follows from the share of
+        rows that satisfy it. Where few rows do, those are compared exactly. Where too few came
+        back, because the filter and the query point to different places, more are asked for, at
+        last all.
         """
         living = rows.living
         matching = living if mask is None else int(np.count_nonzero(mask))
         wanted = min(wanted, matching)
         if wanted == 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        if matching <= lance_index.GATHER_ROWS and matching < living:
-            return self._compare(rows, vector, wanted, np.flatnonzero(mask))
+        asked = wanted
+        if mask is not None:
+            if matching <= lance_index.GATHER_ROWS:
+                return self._compare(rows, vector, wanted, np.flatnonzero(mask))
+            asked = min(living, int(wanted * living / matching * 1.5) + 16)
         plan = lance_index.read_plan(self._folder)
-        asked = (
-            min(living, int(wanted * living / matching * 1.5) + 16) if mask is not None else wanted
-        )
         while True:
             with self._errors("be read"):
                 found = lance_index.query(self._table, vector, asked, plan)

@@ -1,9 +1,11 @@
 """All collections of a data folder.
 
-<data_dir>/collections/<name>/collection.json   what it is and which embedder made it
-                              items.lance/      the table
-                              pictures/         full pictures that were uploaded
-                              lock              held by whoever writes
+Each is a folder, `<data_dir>/collections/<name>/`, with
+
+- `collection.json`: what it is, and which embedder made it,
+- `items.lance/`: the table,
+- `pictures/`: full pictures that were uploaded,
+- `lock`: held by whoever writes.
 """
 
 from __future__ import annotations
