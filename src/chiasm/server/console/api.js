@@ -1,0 +1,99 @@
+// Every call to the server. Answers are the API's own objects; failures are `ApiError`s whose
+// message is a sentence for a person.
+
+export class ApiError extends Error {
+  constructor(message, { status = 0, code = null } = {}) {
+    super(message);
+    this.status = status;
+    this.code = code;
+  }
+
+  get unreachable() {
+    return this.status === 0;
+  }
+}
+
+const UNREACHABLE = "The server does not answer. Is it still running?";
+
+export const api = {
+  ready: () => call("GET", "/readyz"),
+  collections: async () => (await call("GET", "/v1/collections")).data,
+  createCollection: (name) => call("POST", "/v1/collections", { body: { name } }),
+  deleteCollection: (name) => call("DELETE", collectionPath(name)),
+
+  search: (collection, query, options) =>
+    call("POST", `${collectionPath(collection)}/search`, { body: query, ...options }),
+  items: (collection, { limit, after, filter }, options) => {
+    const values = new URLSearchParams({ limit });
+    if (after) values.set("after", after);
+    if (filter) values.set("filter", JSON.stringify(filter));
+    return call("GET", `${collectionPath(collection)}/items?${values}`, options);
+  },
+
+  item: (collection, id, options) => call("GET", itemPath(collection, id), options),
+  updateItem: (collection, id, changes) =>
+    call("PATCH", itemPath(collection, id), { body: changes }),
+  deleteItem: (collection, id) => call("DELETE", itemPath(collection, id)),
+  thumbnailUrl: (collection, id) => `${itemPath(collection, id)}/thumbnail`,
+
+  addFile,
+};
+
+function collectionPath(name) {
+  return `/v1/collections/${encodeURIComponent(name)}`;
+}
+
+function itemPath(collection, id) {
+  return `${collectionPath(collection)}/items/${encodeURIComponent(id)}`;
+}
+
+async function call(method, path, { body, signal } = {}) {
+  let response;
+  try {
+    response = await fetch(path, {
+      method,
+      signal,
+      headers: body ? { "Content-Type": "application/json" } : undefined,
+      body: body ? JSON.stringify(body) : undefined,
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(UNREACHABLE);
+  }
+  return answer(response.status, await response.text());
+}
+
+// One file a request, so that each has its own progress and its own result. `fetch` cannot
+// report what it has sent; XMLHttpRequest can.
+function addFile(collection, file, { name, onProgress, signal }) {
+  return new Promise((resolve, reject) => {
+    const form = new FormData();
+    form.append("files", file, name);
+    const request = new XMLHttpRequest();
+    request.open("POST", `${collectionPath(collection)}/items`);
+    request.upload.onprogress = (event) => onProgress(event.loaded / event.total);
+    request.onerror = () => reject(new ApiError(UNREACHABLE));
+    request.onabort = () => reject(new DOMException("Stopped.", "AbortError"));
+    request.onload = () => {
+      try {
+        resolve(answer(request.status, request.responseText).data[0]);
+      } catch (error) {
+        reject(error);
+      }
+    };
+    signal.addEventListener("abort", () => request.abort(), { once: true });
+    request.send(form);
+  });
+}
+
+function answer(status, text) {
+  let content = null;
+  try {
+    content = text ? JSON.parse(text) : null;
+  } catch {
+    // A proxy's HTML page, say; the status still tells.
+  }
+  if (status >= 200 && status < 300) return content;
+  const { message, code } = content?.error ?? {};
+  throw new ApiError(message || `The server answered with status ${status}.`, { status, code });
+}

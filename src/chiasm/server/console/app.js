@@ -1,0 +1,49 @@
+// The shell: header, the page that the address names, and what lies above every page.
+
+import { AddingTray } from "./components/adding-tray.js";
+import { AskDialog } from "./components/ask.js";
+import { ThemeToggle } from "./components/theme-toggle.js";
+import { html, render } from "./preact.js";
+import { href, route } from "./route.js";
+import { announcement, connect, server } from "./state.js";
+import { tally } from "./adding.js";
+import { Search } from "./views/search.js";
+import { Starting } from "./views/starting.js";
+
+// A page is a line here: its name in the address, its word in the header, its view.
+const PAGES = [{ name: "search", label: "Search", view: Search }];
+
+function App() {
+  const page = PAGES.find(({ name }) => name === route.value.page) ?? PAGES[0];
+  return html`
+    <a class="skip" href="#main" onClick=${skipToMain}>Skip to the content</a>
+    <header class="shell-head">
+      <a class="brand" href="#/" aria-label="chiasm, start page">
+        <img src="logo.svg" alt="" width="28" height="28" /><span>chiasm</span>
+      </a>
+      ${PAGES.length > 1 &&
+      html`<nav aria-label="Pages">
+        ${PAGES.map(({ name, label }) => html`<a href=${href({ page: name, item: "" })} aria-current=${name === page.name ? "page" : undefined}>${label}</a>`)}
+      </nav>`}
+      <${ThemeToggle} />
+    </header>
+    ${server.value.state === "ready" ? html`<${page.view} />` : html`<${Starting} ...${server.value} />`}
+    <${AddingTray} />
+    <${AskDialog} />
+    <div class="visually-hidden" role="status" aria-live="polite">${announcement}</div>
+  `;
+}
+
+function skipToMain(event) {
+  event.preventDefault(); // the address belongs to the route
+  const main = document.getElementById("main");
+  main?.setAttribute("tabindex", "-1");
+  main?.focus();
+}
+
+window.addEventListener("beforeunload", (event) => {
+  if (tally.value.left) event.preventDefault();
+});
+
+render(html`<${App} />`, document.getElementById("app"));
+connect();
