@@ -1,7 +1,8 @@
 """Text to token ids, from the files that lie beside a checkpoint.
 
 `tokenizer.json` is read where there is one; otherwise the older vocabulary files are: `vocab.json`
-with `merges.txt` (CLIP's byte-level BPE) or `vocab.txt` (BERT's WordPiece).
+with `merges.txt` (CLIP's byte-level BPE), `vocab.txt` (BERT's WordPiece) or `spiece.model`
+(SigLIP's SentencePiece).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tokenizers.models import BPE, WordPiece
 from torch import Tensor
 
 from chiasm.errors import UnsupportedCheckpoint
+from chiasm.models.sentencepiece import read_sentencepiece
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -179,9 +181,11 @@ def _backend(folder: Path, config: dict[str, Any]) -> Backend:
         return _clip_backend(folder)
     if (folder / "vocab.txt").is_file():
         return _bert_backend(folder, config)
+    if (folder / "spiece.model").is_file():
+        return read_sentencepiece(folder / "spiece.model")
     raise UnsupportedCheckpoint(
         f"{folder} holds no tokenizer.",
-        hint="Expected tokenizer.json, or vocab.json with merges.txt, or vocab.txt.",
+        hint="Expected tokenizer.json, vocab.json with merges.txt, vocab.txt or spiece.model.",
     )
 
 
