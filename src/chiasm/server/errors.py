@@ -78,8 +78,12 @@ async def _chiasm_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    sentence, code = _BY_STATUS.get(error.status_code, (str(error.detail), None))
-    message = sentence.format(path=shown(request.url.path), method=request.method)
+    if error.status_code in _BY_STATUS:
+        sentence, code = _BY_STATUS[error.status_code]
+        message = sentence.format(path=shown(request.url.path), method=request.method)
+    else:
+        # What is left is a body that the framework could not read; it has a sentence for each.
+        message, code = f"{str(error.detail).rstrip('.')}.", "invalid_body"
     return JSONResponse(error_body(message, code=code), error.status_code, headers=error.headers)
 
 
