@@ -165,10 +165,14 @@ class Runtime:
     def _load_once(self) -> Planes:
         # Here, not above: these imports are most of what there is to wait for.
         from chiasm.retrieval import Library, load_embedder
+        from chiasm.retrieval.sample import NAME as SAMPLE
+        from chiasm.retrieval.sample import add_sample
 
         started = time.perf_counter()
         embedder = self._given or load_embedder(self.settings, progress=self.progress)
         batching = BatchingEmbedder(embedder)
         library = Library(self.settings.data_dir, batching, limits=self.settings.media)
+        if self._sample and (count := add_sample(library)):
+            log.info("made the collection %r of %d pictures", SAMPLE, count)
         log.info("ready: %s, loaded in %.1f s", embedder.name, time.perf_counter() - started)
         return Planes(batching, library)

@@ -41,10 +41,9 @@ def add_sample(library: Library) -> int:
     """Make the sample collection where there is none of any kind yet; returns how many it took.
 
     The pictures are written in one commit. Where that did not happen because the process was
-    stopped, the empty collection it left is filled the next time.
+    stopped, the empty collection it left is made anew the next time.
     """
     infos = library.collections()
     if any(info.name != NAME or info.items for info in infos):
         return 0
-    collection = library.create(NAME, exist_ok=True)
-    return len(collection.add(pictures()))
+    return len(library.create(NAME, recreate=True).add(pictures()))
