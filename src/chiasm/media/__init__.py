@@ -1,4 +1,8 @@
-"""The only rooms that open a picture. Everything else receives an `Image`."""
+"""The only rooms that open a picture. Everything else receives an `Image`.
+
+`chiasm.media.perceptual_hash` is a module of its own; its function of the same name is taken
+from there.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,6 @@ if TYPE_CHECKING:
     from chiasm.media.folder import IMAGE_SUFFIXES, find_images
     from chiasm.media.image import Image
     from chiasm.media.limits import Limits
-    from chiasm.media.perceptual_hash import hamming_distance, perceptual_hash
     from chiasm.media.transform import resize, thumbnail
 
 _HOMES = {
@@ -23,10 +26,8 @@ _HOMES = {
     "encode_png": "encode",
     "encode_webp": "encode",
     "find_images": "folder",
-    "hamming_distance": "perceptual_hash",
     "open_data_url": "decode",
     "open_image": "decode",
-    "perceptual_hash": "perceptual_hash",
     "read_header": "decode",
     "resize": "transform",
     "thumbnail": "transform",
@@ -41,10 +42,8 @@ __all__ = [
     "encode_png",
     "encode_webp",
     "find_images",
-    "hamming_distance",
     "open_data_url",
     "open_image",
-    "perceptual_hash",
     "read_header",
     "resize",
     "thumbnail",

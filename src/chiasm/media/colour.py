@@ -7,15 +7,15 @@ than sRGB; without one CMYK is taken as ink on paper, RGB = (1 - ink)(1 - black)
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
 import PIL.ImageCms
 from PIL.TiffImagePlugin import TiffImageFile
-
-from chiasm.media.image import Pixels
 
 _PROFILE_SPACES = {"RGB": "RGB", "CMYK": "CMYK", "L": "GRAY"}
 _LARGEST_PROFILE = 4 * 1024 * 1024  # press profiles reach about two megabytes
@@ -92,21 +92,21 @@ def _eight_bits(picture: PIL.Image.Image) -> tuple[PIL.Image.Image, PIL.Image.Im
     stretched from their darkest to their lightest value.
     """
     values = np.asarray(picture)
-    white_is_zero = False
-    full = 65_535
+    low, high, white_is_zero = 0.0, 65_535.0, False
     if isinstance(picture, TiffImageFile):
         # Pillow undoes white-is-zero for samples of up to eight bits only.
         white_is_zero = picture.tag_v2.get(_TIFF_PHOTOMETRIC) == 0
         if picture.tag_v2.get(_TIFF_BITS) == (12,):
-            full = 4_095
-    if picture.mode.startswith("I;16"):
-        # Half is added so that the division rounds: 65535 → 255, 32768 → 128.
-        grey = ((values.astype(np.uint32) * 255 + full // 2) // full).astype(np.uint8)
-    else:
-        ranges = (1.0, 255.0, 65_535.0) if picture.mode == "F" else (255.0, 65_535.0)
-        grey = _scaled(values.astype(np.float64), ranges)
+            high = 4_095.0
+    if not picture.mode.startswith("I;16"):
+        low, high = _range(values, (1.0, 255.0, 65_535.0)[picture.mode == "I" :])
     if white_is_zero:
-        grey = 255 - grey
+        low, high = high, low
+    grey = np.empty(values.shape, dtype=np.uint8)
+    for band in _bands(values):
+        # Halved before they are subtracted: the difference of two large numbers can overflow.
+        share = (values[band] / 2.0 - low / 2) / ((high / 2 - low / 2) or 1.0)
+        grey[band] = np.rint(np.clip(np.nan_to_num(share), 0.0, 1.0) * 255)
     key = picture.info.get("transparency")
     alpha = None
     if isinstance(key, int):
@@ -114,21 +114,27 @@ def _eight_bits(picture: PIL.Image.Image) -> tuple[PIL.Image.Image, PIL.Image.Im
     return PIL.Image.fromarray(grey), alpha
 
 
-def _scaled(values: npt.NDArray[np.float64], ranges: tuple[float, ...]) -> Pixels:
-    finite = np.isfinite(values)
-    low, high = 0.0, ranges[0]
-    if finite.any():
-        least, most = float(values[finite].min()), float(values[finite].max())
-        low, high = least, most
-        if least >= 0:
-            fitting = next((full for full in ranges if most <= full), None)
-            if fitting is not None:
-                low, high = 0.0, fitting
-    # Halved before they are subtracted: the difference of two large numbers can overflow.
-    extent = (high / 2 - low / 2) or 1.0
-    with np.errstate(all="ignore"):
-        share = np.where(finite, (values / 2 - low / 2) / extent, 0.0)
-    return np.asarray(np.rint(np.clip(share, 0.0, 1.0) * 255), dtype=np.uint8)
+def _range(values: npt.NDArray[Any], customary: tuple[float, ...]) -> tuple[float, float]:
+    """(black, white): 0 and the first of `customary` that bounds all values, or their extremes."""
+    least, most = np.inf, -np.inf
+    for band in _bands(values):
+        finite = values[band][np.isfinite(values[band])]
+        if finite.size:
+            least, most = min(least, float(finite.min())), max(most, float(finite.max()))
+    if most < least:  # nothing but infinities and what is not a number
+        return 0.0, customary[0]
+    if least >= 0:
+        for full in customary:
+            if most <= full:
+                return 0.0, full
+    return least, most
+
+
+def _bands(values: npt.NDArray[Any]) -> Iterator[slice]:
+    """Rows, about a million samples at a time: arithmetic on all of them takes memory."""
+    height, width = values.shape
+    rows = max(1, 1_000_000 // width)
+    return (slice(start, start + rows) for start in range(0, height, rows))
 
 
 # Profiles ---------------------------------------------------------------------------------------

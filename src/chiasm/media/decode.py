@@ -46,7 +46,7 @@ _UPRIGHT = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 _LIMITS = Limits()
-_FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF are."
+_FORMATS = "Pictures are read as JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF."
 
 # Pillow warns about doubtful metadata in words taken from the file; they belong in no log of ours.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -119,18 +119,19 @@ def open_image(
         # Pillow turns a TIFF upright by itself while loading it.
         turn = None if kind == "TIFF" else _UPRIGHT.get(_orientation(picture))
         scale_colour_key(picture)
-        stored = picture.size
+        stored, box = picture.size, None
         if kind == "JPEG" and shortest_side is not None:
-            picture.draft(None, (shortest_side, shortest_side))
-        reduced = picture.size != stored
+            box = _scale(picture, shortest_side)
         stream.reads_left += len(data)  # pixels may come in small pieces
     with _decoder_errors(name, limits, "it is damaged or cut short."):
         picture.load()
         rgb = to_rgb(picture)
+        if box is not None and box != (0, 0, *rgb.size):
+            rgb = rgb.resize(rgb.size, PIL.Image.Resampling.BICUBIC, box=box)
         if turn is not None:
             rgb = rgb.transpose(turn)
         pixels = np.asarray(rgb)
-        return Image(pixels, original_size=size if reduced else rgb.size, name=name)
+        return Image(pixels, original_size=size if picture.size != stored else rgb.size, name=name)
 
 
 def open_data_url(
@@ -158,12 +159,14 @@ def _open(
 ) -> tuple[PIL.Image.Image, str, tuple[int, int]]:
     """Identify and open a picture: Pillow's lazy object, the format, and the upright size."""
     prefix = stream.read(container.PREFIX)
+    if not prefix:
+        raise ImageError(name, "it is empty.")
     kind = container.identify(prefix)
     if kind is None:
         unread = container.unread_format(prefix)
         if unread is not None:
             raise NotAnImage(name, f"{unread} files are not read here.", hint=_FORMATS)
-        raise NotAnImage(name, "this is not a picture.", hint=f"Pictures are read as {_FORMATS}")
+        raise NotAnImage(name, "this is not a picture.", hint=_FORMATS)
     exif = None
     if kind == "WEBP":
         _check_size(container.webp_size(prefix), limits, name)
@@ -186,6 +189,19 @@ def _open(
     _check_size(stored, limits, name)
     size = stored[::-1] if _orientation(picture) >= 5 else stored
     return picture, kind, size
+
+
+def _scale(
+    picture: PIL.Image.Image, shortest_side: int
+) -> tuple[float, float, float, float] | None:
+    """Set a JPEG to be decoded at a smaller scale; the part of the result that is picture.
+
+    Where a side is no multiple of the scale, the last row or column of the result is partly
+    padding. Taken for picture, it would shift everything by up to a pixel, which a model notices
+    more than the scale: mean errors of 3 instead of 0.5 of 255.
+    """
+    drafted = picture.draft(None, (shortest_side, shortest_side))
+    return None if drafted is None else drafted[1]
 
 
 def _check_size(size: tuple[int, int], limits: Limits, name: str) -> None:

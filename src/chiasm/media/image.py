@@ -27,9 +27,10 @@ class Image:
     name: str = field(default="image")
 
     def __post_init__(self) -> None:
-        if self.pixels.dtype != np.uint8 or self.pixels.ndim != 3 or self.pixels.shape[2] != 3:
+        right = self.pixels.dtype == np.uint8 and self.pixels.ndim == 3
+        if not right or self.pixels.shape[2] != 3 or self.pixels.size == 0:
             raise ValueError(
-                f"pixels must be uint8 [height, width, 3], not "
+                f"pixels must be uint8 [height, width, 3] and not empty, but are "
                 f"{self.pixels.dtype} {list(self.pixels.shape)}"
             )
         self.pixels.flags.writeable = False

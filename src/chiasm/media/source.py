@@ -76,15 +76,13 @@ def open_stream(source: Source, limits: Limits, name: str) -> tuple[BinaryIO, in
 
 
 def check_bytes(nbytes: int, limits: Limits, name: str) -> None:
-    """Refuse more than `limits.max_bytes`, and nothing at all."""
+    """Raise `ImageTooLarge` for more than `limits.max_bytes`."""
     if nbytes > limits.max_bytes:
         raise ImageTooLarge(
             name,
             f"it is larger than the limit of {limits.max_bytes:,} bytes.",
             hint="Make the picture smaller, or raise the setting media.max_bytes.",
         )
-    if nbytes == 0:
-        raise ImageError(name, "it is empty.")
 
 
 def decode_data_url(url: str, limits: Limits, name: str) -> bytes:

@@ -1,0 +1,170 @@
+"""Encoded pictures for the tests, written by Pillow or, where it cannot, by hand."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+ORIENTATION = 0x0112
+RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
+
+
+def encode(picture: PIL.Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def scene(width: int = 64, height: int = 48) -> PIL.Image.Image:
+    """A smooth picture, different in each corner and in each channel."""
+    y, x = np.mgrid[0:height, 0:width]
+    pixels = np.stack(
+        [x * 255 // max(1, width - 1), y * 255 // max(1, height - 1), (x + y) % 256], axis=-1
+    )
+    return PIL.Image.fromarray(pixels.astype(np.uint8))
+
+
+def photograph(width: int, height: int, seed: int = 0) -> PIL.Image.Image:
+    """Structure at every scale, as in a photograph: octaves of noise, and some hard edges."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros((height, width, 3))
+    for octave in range(2, 8):
+        coarse = rng.normal(size=(2**octave, 2**octave, 3)) * 127 / octave + 127
+        layer = PIL.Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8))
+        total += np.asarray(layer.resize((width, height), PIL.Image.Resampling.BICUBIC)) - 127.0
+    total[height // 3 : height // 2, width // 4 : width // 2] += 60
+    return PIL.Image.fromarray(np.clip(total / 2 + 127, 0, 255).astype(np.uint8))
+
+
+def quarters(width: int = 64, height: int = 32) -> PIL.Image.Image:
+    """Red, green over blue, yellow: any wrong turn or mirror shows."""
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[: height // 2, : width // 2] = RED
+    pixels[: height // 2, width // 2 :] = GREEN
+    pixels[height // 2 :, : width // 2] = BLUE
+    pixels[height // 2 :, width // 2 :] = YELLOW
+    return PIL.Image.fromarray(pixels)
+
+
+def exif(orientation: int) -> PIL.Image.Exif:
+    tags = PIL.Image.Exif()
+    tags[ORIENTATION] = orientation
+    return tags
+
+
+def one_of_each() -> dict[str, bytes]:
+    """A small file for each format and for each road through its decoder."""
+    rgb = scene()
+    wide = PIL.Image.fromarray(np.asarray(rgb)[..., 0].astype(np.uint16) * 257)
+    more = [rgb.rotate(90), rgb.rotate(180)]
+    files = {
+        "jpeg": encode(rgb, "JPEG", exif=exif(6)),
+        "jpeg-progressive": encode(rgb, "JPEG", progressive=True),
+        "jpeg-cmyk": encode(rgb.convert("CMYK"), "JPEG"),
+        "png": encode(rgb, "PNG", exif=exif(6)),
+        "png-palette": encode(rgb.convert("P"), "PNG", transparency=3),
+        "png-16": encode(wide, "PNG"),
+        "apng": encode(rgb, "PNG", save_all=True, append_images=more),
+        "gif": encode(rgb, "GIF", save_all=True, append_images=more),
+        "bmp": encode(rgb, "BMP"),
+        "bmp-palette": encode(rgb.convert("P"), "BMP"),
+        "webp": encode(rgb, "WEBP", exif=exif(6)),
+        "webp-lossless": encode(rgb.convert("RGBA"), "WEBP", lossless=True),
+        "webp-animated": encode(rgb, "WEBP", save_all=True, append_images=more),
+        "avif": encode(rgb, "AVIF", exif=exif(6)),
+        "tiff-16": encode(wide, "TIFF"),
+        "tiff-fax": encode(rgb.convert("1"), "TIFF", compression="group4"),
+        "tiff-pages": encode(rgb, "TIFF", save_all=True, append_images=more),
+    }
+    for compression in (None, "tiff_lzw", "tiff_deflate", "jpeg", "packbits"):
+        files[f"tiff-{compression}"] = encode(rgb, "TIFF", compression=compression, exif=exif(6))
+    return files
+
+
+def png_chunk(kind: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(
+    width: int,
+    height: int,
+    *,
+    bits: int = 8,
+    colour: int = 0,
+    rows: bytes = b"",
+    before: bytes = b"",
+    after: bytes = b"",
+) -> bytes:
+    """A PNG file from its parts; `before` and `after` are chunks around the pixels."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            png_chunk(b"IHDR", header),
+            before,
+            png_chunk(b"IDAT", zlib.compress(rows)),
+            after,
+            png_chunk(b"IEND"),
+        ]
+    )
+
+
+def tiff(tags: dict[int, tuple[int, int, int]], data: bytes = b"") -> bytes:
+    """A little-endian TIFF file of one page: tag → (type, count, value), pixels at offset 512."""
+    entries = b"".join(struct.pack("<HHLL", tag, *tags[tag]) for tag in sorted(tags))
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<L", 0)
+    return (b"II*\0" + struct.pack("<L", 8) + directory).ljust(512, b"\0") + data
+
+
+def bmp(width: int, height: int, bits: int, data: bytes, *, extra: bytes = b"") -> bytes:
+    """A bitmap without compression; `extra` lengthens the header (masks of a V4 header)."""
+    compression = 3 if extra else 0
+    header = struct.pack("<iiHHIIiiII", width, height, 1, bits, compression, 0, 0, 0, 0, 0) + extra
+    start = 18 + len(header)
+    return (
+        b"BM"
+        + struct.pack("<IHHI", start + len(data), 0, 0, start)
+        + struct.pack("<I", len(header) + 4)
+        + header
+        + data
+    )
+
+
+def icc_profile(to_xyz: np.ndarray, gamma: float, *, space: bytes = b"RGB ") -> bytes:
+    """A version 2 display profile: columns of `to_xyz` are the primaries' XYZ under D50."""
+
+    def fixed(value: float) -> bytes:
+        return struct.pack(">i", round(value * 65536))
+
+    def xyz(column: np.ndarray) -> bytes:
+        return b"XYZ " + bytes(4) + b"".join(fixed(value) for value in column)
+
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+    text = b"test\0"
+    description = b"desc" + bytes(4) + struct.pack(">I", len(text)) + text + bytes(78)
+    tags = {
+        b"desc": description + bytes(-len(description) % 4),
+        b"cprt": b"text" + bytes(4) + b"none\0\0\0\0",
+        b"wtpt": xyz(np.array([0.9642, 1.0, 0.8249])),
+    }
+    if space == b"GRAY":
+        tags[b"kTRC"] = curve
+    else:
+        for channel, letter in enumerate((b"r", b"g", b"b")):
+            tags[letter + b"XYZ"] = xyz(to_xyz[:, channel])
+            tags[letter + b"TRC"] = curve
+    table = struct.pack(">I", len(tags))
+    body = b""
+    for tag, data in tags.items():
+        offset = 128 + 4 + 12 * len(tags) + len(body)
+        table += tag + struct.pack(">II", offset, len(data))
+        body += data
+    head = struct.pack(">I", 128 + len(table) + len(body)) + bytes(4) + b"\x02\x10\0\0mntr" + space
+    head += b"XYZ " + bytes(12) + b"acsp" + bytes(28)
+    head += fixed(0.9642) + fixed(1.0) + fixed(0.8249)
+    return head.ljust(128, b"\0") + table + body
