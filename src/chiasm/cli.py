@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -207,7 +207,8 @@ def index(
         typer.Option(help="A CSV or JSON Lines table whose `file` column names the pictures."),
     ] = None,
     near_duplicates: Annotated[
-        str, typer.Option(help="keep (and mark) pictures that look alike, or skip them.")
+        Literal["keep", "skip"],
+        typer.Option(help="keep (and mark) pictures that look alike, or skip them."),
     ] = "keep",
     recreate: Annotated[
         bool, typer.Option("--recreate", help="Delete the collection first, if there is one.")
@@ -221,18 +222,15 @@ def index(
     from chiasm import terminal
 
     settings = _settings({"embedder": embedder, "device": device, "offline": offline})
+    from chiasm.media import find_images
+    from chiasm.retrieval.captions import read_captions
+
+    # A folder or a table that cannot be used is refused here, before anything is deleted.
+    find_images(folder)
+    read_captions(folder, metadata)
     library = _library(settings)
     from chiasm.retrieval.indexing import index_folder
 
-    if near_duplicates not in {"keep", "skip"}:
-        raise InvalidRequest(
-            f"--near-duplicates must be keep or skip, not {near_duplicates!r}.",
-            param="near_duplicates",
-        )
-    if not folder.is_dir():
-        raise InvalidRequest(
-            f"{folder} is not a folder.", hint="Give the folder that holds the pictures."
-        )
     target = library.create(collection, exist_ok=True, recreate=recreate)
     with (
         _stop_on_interrupt() as stop,
