@@ -207,7 +207,7 @@ def disk_errors(cache_dir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise no_space(cache_dir) from error
-        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}:
+        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}:
             raise WeightsError(
                 f"The cache folder {cache_dir} cannot be written.",
                 hint="Make it writable, or name another one in CHIASM_CACHE_DIR.",

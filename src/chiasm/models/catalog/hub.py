@@ -317,12 +317,22 @@ def _hub_errors(repo: str, revision: str | None, command: str) -> Iterator[None]
             f"{repo!r} is no name of a repository.", hint="Write owner/name."
         ) from error
     except errors.HfHubHTTPError as error:
+        if error.response.status_code in {401, 403}:
+            raise DownloadFailed(
+                f"The hub does not let this account read {repo}.",
+                hint="Put an access token that may read it into HF_TOKEN.",
+            ) from error
         raise DownloadFailed(
             f"The hub answered the request for {repo} with status {error.response.status_code}.",
             hint="Try again later.",
         ) from error
     except errors.HTTPError as error:  # the HTTP library's own: no connection, a time-out, a cut
         raise _unreachable(where) from error
+    except json.JSONDecodeError as error:
+        raise DownloadFailed(
+            f"{where} could not be looked up: what is asked does not answer as a hub does.",
+            hint="Check HF_ENDPOINT and the proxy (HTTPS_PROXY).",
+        ) from error
     except OSError as error:
         if error.errno is not None:
             raise  # the disk's, not the hub's
