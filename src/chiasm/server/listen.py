@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import signal
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from chiasm.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from chiasm.retrieval import Embedder
     from chiasm.settings import Settings
 
 DRAIN_SECONDS = 30
@@ -19,11 +21,15 @@ _BACKLOG = 2048
 
 
 def run(
-    settings: Settings, *, sample: bool = False, announce: Callable[[str], None] | None = None
+    settings: Settings,
+    *,
+    embedder: Embedder | None = None,
+    sample: bool = False,
+    announce: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; requests under way are then answered first.
 
-    sample: make the sample collection at the start when there is no collection yet.
+    embedder, sample: as for `create_app`.
     announce: told the server's address once it listens; by default it is logged.
 
     Raises `ConfigurationError` when the address cannot be listened on.
@@ -42,7 +48,7 @@ def run(
     (announce or _log_address)(url)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(settings, sample=sample),
+            create_app(settings, embedder=embedder, sample=sample),
             log_config=None,
             log_level="warning",
             access_log=False,  # `guard.Envelope` writes one, without queries
@@ -52,6 +58,9 @@ def run(
             ws="none",
         )
     )
+    # uvicorn raises the signal again once it has stopped; that it was asked to is no failure.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     with listener:
         server.run(sockets=[listener])
 

@@ -122,10 +122,20 @@ class Runtime:
         if self._planes is not None:
             return self._planes
         if self._failure is not None:
-            raise self._failure.with_traceback(None)  # else each raise would lengthen it
+            # Whatever it is, it is not the caller's fault: never a 400 or a 404.
+            unready = NotReady(self._failure.message, hint=self._failure.hint)
+            unready.code = self._failure.code or "internal_error"
+            raise unready
         raise NotReady(
             f"The server is still starting: {self.progress}.", hint="Try again in a moment."
         )
+
+    def check_all(self) -> Planes:
+        """As `check`, and the sample is there, too, where one was wanted."""
+        planes = self.check()
+        if self._loader.is_alive():
+            raise NotReady("The sample collection is being made.", hint="Try again in a moment.")
+        return planes
 
     async def planes(self) -> Planes:
         """The planes; waits a few seconds for them while they load."""
@@ -148,6 +158,8 @@ class Runtime:
             try:
                 self._planes = self._load_once()
                 self._failure = None
+                if self._sample:
+                    self._add_sample(self._planes.library)
             except (WeightsError, NoSpace) as error:
                 self._failure = error
                 log.error("%s Trying again in %.0f s.", error, delay)
@@ -161,6 +173,18 @@ class Runtime:
                 log_unexpected(error, "loading")
                 self._failure = ChiasmError(f"{INTERNAL} It could not load its models.")
             return
+
+    def _add_sample(self, library: Library) -> None:
+        """The sample collection, if there is no other: requests are answered meanwhile."""
+        from chiasm.retrieval.sample import add_sample
+
+        try:
+            added = add_sample(library)
+        except ChiasmError as error:
+            log.warning("The sample collection was not made: %s", error)
+        else:
+            if added:
+                log.info("made a sample collection of %d pictures", added)
 
     def _load_once(self) -> Planes:
         # Here, not above: these imports are most of what there is to wait for.

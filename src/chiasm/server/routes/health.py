@@ -32,7 +32,7 @@ async def health() -> Health:
 async def ready(runtime: State) -> Any:
     """Answers at once, with 503 until models and collections are there."""
     try:
-        return Ready(model=runtime.check().embedder.name)
+        return Ready(model=runtime.check_all().embedder.name)
     except ChiasmError as error:
         status = "stopping" if runtime.stopping else "failed" if runtime.failure else "starting"
         return JSONResponse({"status": status} | body_of(error), 503)

@@ -1,0 +1,202 @@
+"""Starting, failing to start, and stopping."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from chiasm.errors import ConfigurationError, DownloadFailed
+from chiasm.retrieval import embedder as embedders
+from chiasm.server import create_app, run, runtime
+from tests.server.conftest import ColourEmbedder, LiveServer, error_of, make_settings
+
+ROOT = Path(__file__).parents[2]
+
+
+class StartingServer(LiveServer):
+    """A server that one may ask before it is ready."""
+
+    def __enter__(self) -> StartingServer:
+        self._thread.start()
+        return self
+
+
+def ready_in_the_end(client: httpx.Client) -> None:
+    deadline = time.monotonic() + 20
+    while client.get("/readyz").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_health_answers_at_once_and_requests_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = threading.Event()
+
+    def load(settings: Any, *, progress: Any) -> ColourEmbedder:
+        progress.start("weights.bin", 80_000_000)
+        progress.advance(20_000_000)
+        loaded.wait(20)
+        progress.finish()
+        return ColourEmbedder()
+
+    monkeypatch.setattr(embedders, "load_embedder", load)
+    with (
+        StartingServer(create_app(make_settings(tmp_path))) as live,
+        httpx.Client(base_url=live.url, timeout=30) as client,
+        ThreadPoolExecutor() as threads,
+    ):
+        assert client.get("/healthz").json()["status"] == "ok"
+        time.sleep(0.2)
+        response = client.get("/readyz")
+        assert response.status_code == 503
+        body = response.json()
+        assert body["status"] == "starting"
+        assert body["error"]["code"] == "not_ready"
+        assert "weights.bin: 20 of 80 MB" in body["error"]["message"]
+        early = threads.submit(client.post, "/v1/embeddings", json={"input": "red"})
+        time.sleep(0.2)
+        assert not early.done()
+        loaded.set()
+        assert early.result().status_code == 200
+        ready_in_the_end(client)
+        assert client.get("/readyz").json() == {"status": "ready", "model": "colours"}
+
+
+def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = threading.Event()
+
+    def load(settings: Any, *, progress: Any) -> ColourEmbedder:
+        loaded.wait(20)
+        return ColourEmbedder()
+
+    monkeypatch.setattr(embedders, "load_embedder", load)
+    monkeypatch.setattr(runtime, "PATIENCE_SECONDS", 0.1)
+    with (
+        StartingServer(create_app(make_settings(tmp_path))) as live,
+        httpx.Client(base_url=live.url) as client,
+    ):
+        response = client.get("/v1/collections")
+        assert response.status_code == 503
+        assert response.headers["retry-after"]
+        assert error_of(response)["code"] == "not_ready"
+        loaded.set()
+
+
+def test_missing_weights_are_told_and_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[float] = []
+
+    def load(settings: Any, *, progress: Any) -> ColourEmbedder:
+        attempts.append(time.monotonic())
+        if len(attempts) < 3:
+            raise DownloadFailed("The index did not answer.", hint="Is there a network?")
+        return ColourEmbedder()
+
+    monkeypatch.setattr(embedders, "load_embedder", load)
+    monkeypatch.setattr(runtime, "_FIRST_RETRY_SECONDS", 0.3)
+    with (
+        StartingServer(create_app(make_settings(tmp_path))) as live,
+        httpx.Client(base_url=live.url) as client,
+    ):
+        time.sleep(0.1)
+        assert client.get("/readyz").json()["status"] in ("starting", "failed")
+        response = client.get("/v1/models")
+        if response.status_code != 200:
+            assert response.status_code == 503
+            assert error_of(response)["code"] == "download_failed"
+            assert "Is there a network?" in error_of(response)["message"]
+        ready_in_the_end(client)
+        assert len(attempts) == 3
+
+
+@pytest.mark.parametrize(("name", "code"), [("default", "offline"), ("defualt", "model_not_found")])
+def test_an_embedder_that_cannot_be_had(tmp_path: Path, name: str, code: str) -> None:
+    settings = replace(make_settings(tmp_path), embedder=name)
+    with (
+        StartingServer(create_app(settings)) as live,
+        httpx.Client(base_url=live.url, timeout=30) as client,
+    ):
+        response = client.get("/v1/collections")
+        assert response.status_code == 503
+        assert error_of(response)["code"] == code
+        assert client.get("/healthz").status_code == 200
+        body = client.get("/readyz").json()
+        assert body["status"] == "failed"
+        assert body["error"]["code"] == code
+
+
+def test_the_sample_is_made_once(tmp_path: Path) -> None:
+    app = create_app(make_settings(tmp_path), embedder=ColourEmbedder(), sample=True)
+    with LiveServer(app) as live, httpx.Client(base_url=live.url, timeout=30) as client:
+        (sample,) = client.get("/v1/collections").json()["data"]
+        assert sample["name"] == "sample"
+        assert sample["items"] > 50
+        found = client.post("/v1/collections/sample/search", json={"text": "yellow"}).json()
+        assert len(found["data"]) == 10
+        client.delete("/v1/collections/sample")
+        client.post("/v1/collections", json={"name": "mine"})
+    app = create_app(make_settings(tmp_path), embedder=ColourEmbedder(), sample=True)
+    with LiveServer(app) as live, httpx.Client(base_url=live.url) as client:
+        (mine,) = client.get("/v1/collections").json()["data"]
+        assert mine["name"] == "mine"
+
+
+# A process of its own ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.server.slow_server", str(tmp_path)]
+    started = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    yield started
+    started.kill()
+    started.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_server_answers_what_is_under_way(
+    process: subprocess.Popen[str], number: signal.Signals
+) -> None:
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    with httpx.Client(base_url=url, timeout=30) as client, ThreadPoolExecutor() as threads:
+        ready_in_the_end(client)
+        answers = [
+            threads.submit(client.post, "/v1/embeddings", json={"input": "red"}) for _ in range(3)
+        ]
+        time.sleep(0.4)
+        process.send_signal(number)
+        time.sleep(0.3)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/healthz")
+        assert [answer.result().status_code for answer in answers] == [200] * 3
+    _, log = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "Traceback" not in log
+    assert log.count("POST /v1/embeddings 200") == 3
+
+
+def test_a_taken_port_is_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = make_settings(tmp_path, port=taken.getsockname()[1])
+        with pytest.raises(ConfigurationError, match="in use") as caught:
+            run(settings)
+    assert caught.value.hint
+    with pytest.raises(ConfigurationError, match="not an address"):
+        run(make_settings(tmp_path, host="203.0.113.7", port=0))
