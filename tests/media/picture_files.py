@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 from typing import Any
@@ -79,6 +80,7 @@ def one_of_each() -> dict[str, bytes]:
         "avif": encode(rgb, "AVIF", exif=exif(6)),
         "tiff-16": encode(wide, "TIFF"),
         "tiff-fax": encode(rgb.convert("1"), "TIFF", compression="group4"),
+        "tiff-big": encode(rgb, "TIFF", big_tiff=True, save_all=True, append_images=more),
         "tiff-pages": encode(rgb, "TIFF", save_all=True, append_images=more),
     }
     for compression in (None, "tiff_lzw", "tiff_deflate", "jpeg", "packbits"):
@@ -114,11 +116,17 @@ def png(
     )
 
 
-def tiff(tags: dict[int, tuple[int, int, int]], data: bytes = b"") -> bytes:
-    """A little-endian TIFF file of one page: tag → (type, count, value), pixels at offset 512."""
-    entries = b"".join(struct.pack("<HHLL", tag, *tags[tag]) for tag in sorted(tags))
-    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<L", 0)
-    return (b"II*\0" + struct.pack("<L", 8) + directory).ljust(512, b"\0") + data
+def tiff(tags: dict[int, tuple[int, int, int]], data: bytes = b"", *, order: str = "<") -> bytes:
+    """A TIFF file of one page: tag → (type, count, value), pixels at offset 512."""
+    entries = b"".join(
+        struct.pack(f"{order}HHL", tag, kind, count)
+        + (struct.pack(f"{order}HH", value, 0) if kind == 3 and count == 1 else b"")
+        + (struct.pack(f"{order}L", value) if kind != 3 or count > 1 else b"")
+        for tag, (kind, count, value) in sorted(tags.items())
+    )
+    directory = struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}L", 8)
+    return (start + directory).ljust(512, b"\0") + data
 
 
 def bmp(width: int, height: int, bits: int, data: bytes, *, extra: bytes = b"") -> bytes:
@@ -138,33 +146,51 @@ def bmp(width: int, height: int, bits: int, data: bytes, *, extra: bytes = b"") 
 def icc_profile(to_xyz: np.ndarray, gamma: float, *, space: bytes = b"RGB ") -> bytes:
     """A version 2 display profile: columns of `to_xyz` are the primaries' XYZ under D50."""
 
-    def fixed(value: float) -> bytes:
-        return struct.pack(">i", round(value * 65536))
-
     def xyz(column: np.ndarray) -> bytes:
-        return b"XYZ " + bytes(4) + b"".join(fixed(value) for value in column)
+        return b"XYZ " + bytes(4) + b"".join(_fixed(value) for value in column)
 
     curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
-    text = b"test\0"
-    description = b"desc" + bytes(4) + struct.pack(">I", len(text)) + text + bytes(78)
-    tags = {
-        b"desc": description + bytes(-len(description) % 4),
-        b"cprt": b"text" + bytes(4) + b"none\0\0\0\0",
-        b"wtpt": xyz(np.array([0.9642, 1.0, 0.8249])),
-    }
+    tags = {}
     if space == b"GRAY":
         tags[b"kTRC"] = curve
     else:
         for channel, letter in enumerate((b"r", b"g", b"b")):
             tags[letter + b"XYZ"] = xyz(to_xyz[:, channel])
             tags[letter + b"TRC"] = curve
+    return _profile(b"mntr", space, b"XYZ ", tags)
+
+
+def ink_profile(colours: dict[tuple[int, int, int, int], tuple[int, int, int]]) -> bytes:
+    """A press profile: full or no ink of each colour → L*, a*, b*; linear between them."""
+    table = b"".join(
+        bytes([round(lab[0] * 2.55), lab[1] + 128, lab[2] + 128])
+        for lab in (colours[ink] for ink in itertools.product((0, 1), repeat=4))
+    )
+    identity = b"".join(_fixed(float(value)) for value in (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    straight = bytes(range(256))
+    lut = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + straight * 4 + table + straight * 3
+    lut += bytes(-len(lut) % 4)
+    return _profile(b"prtr", b"CMYK", b"Lab ", {b"A2B0": lut, b"A2B1": lut})
+
+
+def _fixed(value: float) -> bytes:
+    return struct.pack(">i", round(value * 65536))
+
+
+def _profile(device: bytes, space: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
+    description = b"desc" + bytes(4) + struct.pack(">I", 5) + b"test\0" + bytes(78)
+    white = (0.9642, 1.0, 0.8249)
+    tags = {
+        b"desc": description + bytes(-len(description) % 4),
+        b"cprt": b"text" + bytes(4) + b"none\0\0\0\0",
+        b"wtpt": b"XYZ " + bytes(4) + b"".join(_fixed(value) for value in white),
+    } | tags
     table = struct.pack(">I", len(tags))
     body = b""
     for tag, data in tags.items():
-        offset = 128 + 4 + 12 * len(tags) + len(body)
-        table += tag + struct.pack(">II", offset, len(data))
+        table += tag + struct.pack(">II", 128 + 4 + 12 * len(tags) + len(body), len(data))
         body += data
-    head = struct.pack(">I", 128 + len(table) + len(body)) + bytes(4) + b"\x02\x10\0\0mntr" + space
-    head += b"XYZ " + bytes(12) + b"acsp" + bytes(28)
-    head += fixed(0.9642) + fixed(1.0) + fixed(0.8249)
+    head = struct.pack(">I", 128 + len(table) + len(body)) + bytes(4) + b"\x02\x10\0\0"
+    head += device + space + connection + bytes(12) + b"acsp" + bytes(28)
+    head += b"".join(_fixed(value) for value in white)
     return head.ljust(128, b"\0") + table + body

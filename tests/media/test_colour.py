@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import PIL.Image
 import pytest
-from picture_files import bmp, encode, icc_profile, png, png_chunk, scene, tiff
+from picture_files import bmp, encode, icc_profile, ink_profile, png, png_chunk, scene, tiff
 
 from chiasm.media import open_image
 
@@ -193,6 +195,13 @@ def test_white_is_zero_at_eight_and_sixteen_bits() -> None:
     assert row(grey_tiff(16, wide, width=2, white=0)) == [[255] * 3, [0] * 3]
 
 
+def test_other_byte_order() -> None:
+    tags = {256: (4, 1, 2), 257: (4, 1, 1), 258: (3, 1, 16), 259: (3, 1, 1), 262: (3, 1, 1)}
+    strip = {273: (4, 1, 512), 277: (3, 1, 1), 278: (4, 1, 1), 279: (4, 1, 4)}
+    data = tiff(tags | strip, struct.pack(">2H", 257, 65535), order=">")
+    assert row(data) == [[1] * 3, [255] * 3]
+
+
 def test_twelve_bits() -> None:
     assert row(grey_tiff(12, b"\xff\xf0\x00", width=2)) == [[255] * 3, [0] * 3]
 
@@ -275,6 +284,36 @@ def test_alpha_survives_a_profile() -> None:
     seen = row(encode(picture, "PNG", icc_profile=icc_profile(DISPLAY_P3, 2.2)))
     assert seen[0] == [255, 255, 255]
     assert np.abs(seen[1] - opaque).max() <= 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_ink_with_a_profile(kind: str) -> None:
+    """A press whose cyan is what a press prints, not the screen's (0, 255, 255)."""
+    colours = dict.fromkeys(itertools.product((0, 1), repeat=4), (10, 0, 0))
+    colours[0, 0, 0, 0] = (100, 0, 0)
+    colours[1, 0, 0, 0] = (55, -37, -50)  # ISO 12647-2, coated paper
+    colours[0, 0, 1, 0] = (89, -5, 93)
+    profile = ink_profile(colours)
+
+    def printed(*ink: int) -> list[int]:
+        return first(encode(PIL.Image.new("CMYK", (16, 16), ink), kind, icc_profile=profile))
+
+    assert min(printed(0, 0, 0, 0)) >= 253
+    assert max(printed(0, 0, 0, 255)) <= 32
+    # The same L*a*b* in sRGB; published conversions of these inks are near (0, 150, 221) and
+    # (250, 227, 0). Black-point compensation spreads the tones a little.
+    assert np.abs(np.subtract(printed(255, 0, 0, 0), [0, 150, 221])).max() <= 16
+    assert np.abs(np.subtract(printed(0, 0, 255, 0), [250, 227, 0])).max() <= 16
+
+
+def test_profiles_in_many_threads() -> None:
+    files = [
+        encode(scene(seed, 48), "PNG", icc_profile=icc_profile(DISPLAY_P3, 2.2))
+        for seed in range(60, 68)
+    ] * 8
+    one_by_one = [open_image(data).digest for data in files]
+    with ThreadPoolExecutor(4) as threads:
+        assert [image.digest for image in threads.map(open_image, files)] == one_by_one
 
 
 def test_profile_of_greyscale() -> None:

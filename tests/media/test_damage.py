@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import struct
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from picture_files import encode, one_of_each, photograph, png, png_chunk, scene, tiff
 
 from chiasm.errors import BrokenImage, ImageError, ImageTooLarge, NotAnImage
-from chiasm.media import Header, Limits, open_image, read_header
+from chiasm.media import Header, Limits, container, open_image, read_header
 
 # Pytest lifts the filter that keeps Pillow's warnings in; that it works is tested below.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
@@ -346,6 +347,13 @@ HOSTILE = {
         },
         bytes(8_000_000),
     ),
+    "TIFF palette": lambda: tiff(
+        {
+            256: (4, 1, 10), 257: (4, 1, 10), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 3),
+            273: (4, 1, 512), 278: (4, 1, 10), 279: (4, 1, 100), 320: (3, 4_000_000, 512),
+        },
+        bytes(8_000_000),
+    ),
     "TIFF tile": lambda: tiff(
         {
             256: (4, 1, 10), 257: (4, 1, 10), 258: (3, 1, 8), 259: (3, 1, 5), 262: (3, 1, 1),
@@ -370,6 +378,26 @@ def test_ordinary_progressive_and_many_page_files_are_not_taken_for_hostile() ->
     pages = [scene(8, 8)] * 40
     data = encode(pages[0], "TIFF", save_all=True, append_images=pages[1:])
     assert read_header(data).frames == 40
+
+
+def test_tiff_pages_that_overlap_are_counted_in_no_time() -> None:
+    """Ten thousand directories of sixty thousand entries each, in one megabyte."""
+    data = bytearray(b"II*\0" + struct.pack("<L", 8) + bytes(1_000_000))
+    for page in range(10_000):
+        start = 8 + 6 * page
+        struct.pack_into("<H", data, start, 60_000)
+        struct.pack_into("<L", data, start + 2 + 12 * 60_000, start + 6)
+    started = time.process_time()
+    assert container.tiff_pages(io.BytesIO(data)) > 9_000
+    assert time.process_time() - started < 0.5
+
+
+def test_frames_of_a_long_gif_are_all_counted() -> None:
+    frame = encode(photograph(64, 64), "GIF")
+    start = frame.index(b",\0\0\0\0")
+    many = 150_000 // (len(frame[start:-1]) // 256 + 1)
+    data = frame[:start] + frame[start:-1] * many + b";"
+    assert read_header(data).frames == many
 
 
 def test_tiff_pages_that_lead_in_a_circle_are_counted_once() -> None:

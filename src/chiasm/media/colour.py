@@ -77,7 +77,7 @@ def _without_profile(colour: PIL.Image.Image) -> PIL.Image.Image:
     if colour.mode == "LAB":
         lab = PIL.ImageCms.createProfile("LAB")
         return _applied(colour, PIL.ImageCms.buildTransform(lab, _srgb(), "LAB", "RGB"))
-    return colour.convert("RGB")
+    return colour if colour.mode == "RGB" else colour.convert("RGB")
 
 
 # Wide greyscale ---------------------------------------------------------------------------------
@@ -99,7 +99,8 @@ def _eight_bits(picture: PIL.Image.Image) -> tuple[PIL.Image.Image, PIL.Image.Im
         if picture.tag_v2.get(_TIFF_BITS) == (12,):
             high = 4_095.0
     if not picture.mode.startswith("I;16"):
-        low, high = _range(values, (1.0, 255.0, 65_535.0)[picture.mode == "I" :])
+        integers = (255.0, 65_535.0)
+        low, high = _range(values, integers if picture.mode == "I" else (1.0, *integers))
     if white_is_zero:
         low, high = high, low
     grey = np.empty(values.shape, dtype=np.uint8)

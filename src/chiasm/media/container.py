@@ -19,8 +19,8 @@ _MOST_JPEG_SCANS = 64  # encoders write about ten
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # stuffing and restarts left out
 _MOST_PNG_CHUNKS = 100_000
 _MOST_TIFF_PAGES = 10_000
-_TIFF_BLOCK_LISTS = (273, 324)  # StripOffsets, TileOffsets
-_MOST_TIFF_BLOCKS = 262_144  # eight planes of the tallest picture, a strip for each row
+_MOST_TIFF_VALUES = 262_144  # eight planes of the tallest picture, a strip for each row
+_TIFF_BYTES = (1, 2, 6, 7)  # BYTE, ASCII, SBYTE, UNDEFINED: kept as they are, at no cost
 
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -142,8 +142,8 @@ def png_exif(stream: BinaryIO) -> bytes | None:
 def tiff_pages(stream: BinaryIO) -> int:
     """Number of pages in a TIFF file, counted no further than 10,000.
 
-    Raises `Malformed` where a page's list of strips or tiles is longer than any picture needs:
-    each entry costs a decoder about a hundred times its four bytes.
+    Raises `Malformed` where the first page has a list of numbers longer than any picture needs,
+    as of strips: each number costs a decoder about a hundred times the bytes it takes here.
     """
     stream.seek(0)
     head = stream.read(16)
@@ -158,14 +158,16 @@ def tiff_pages(stream: BinaryIO) -> int:
     try:
         (offset,) = struct.unpack_from(link, head, 8 if big else 4)
         while offset and offset not in pages and len(pages) < _MOST_TIFF_PAGES:
-            pages.add(offset)
             stream.seek(offset)
             (entries,) = struct.unpack(count, stream.read(struct.calcsize(count)))
-            table = stream.read(min(entries, 65_535) * width)
-            for start in range(0, len(table) - width + 1, width):
-                tag, _, values = struct.unpack_from(entry, table, start)
-                if tag in _TIFF_BLOCK_LISTS and values > _MOST_TIFF_BLOCKS:
-                    raise Malformed
+            if not pages:  # the others are never decoded
+                table = stream.read(min(entries, 65_535) * width)
+                for start in range(0, len(table) - width + 1, width):
+                    _, kind, values = struct.unpack_from(entry, table, start)
+                    if kind not in _TIFF_BYTES and values > _MOST_TIFF_VALUES:
+                        raise Malformed
+            pages.add(offset)
+            stream.seek(offset + struct.calcsize(count) + entries * width)
             (offset,) = struct.unpack(link, stream.read(struct.calcsize(link)))
     except (struct.error, OverflowError, ValueError):
         pass  # cut short: what there is of the first page is the decoder's to judge
@@ -177,6 +179,8 @@ class _Counted:
 
     Pillow steps over padding between JPEG markers and over extension blocks of a GIF a byte or
     two at a time, in Python: some megabytes of them would keep it for seconds.
+
+    reads_left: to be raised by whoever goes on to read more than the header.
     """
 
     reads_left = 200_000
@@ -195,3 +199,6 @@ class CountedBytes(_Counted, io.BytesIO):
 
 class CountedFile(_Counted, io.BufferedReader):
     """An open file, read as a header is."""
+
+
+Stream = CountedBytes | CountedFile

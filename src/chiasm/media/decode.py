@@ -81,6 +81,7 @@ def read_header(source: Source, *, limits: Limits = _LIMITS, name: str | None = 
     with stream, _decoder_errors(name, limits, "its header is damaged or of an unusual kind."):
         picture, kind, size = _open(stream, limits, name)
         mode = picture.mode  # read first: counting the frames of a GIF can change it
+        stream.reads_left += nbytes // 64  # a GIF is counted in blocks of 255 bytes, two reads each
         frames = container.tiff_pages(stream) if kind == "TIFF" else getattr(picture, "n_frames", 1)
         return Header(kind, size, mode, max(1, frames), nbytes)
 
@@ -111,9 +112,9 @@ def open_image(
     stream, _ = open_stream(source, limits, name)
     with stream:
         data = read_all(stream, limits, name)
-    stream = container.CountedBytes(data)
+    encoded = container.CountedBytes(data)
     with _decoder_errors(name, limits, "its header is damaged or of an unusual kind."):
-        picture, kind, size = _open(stream, limits, name)
+        picture, kind, size = _open(encoded, limits, name)
         if kind == "JPEG":
             container.check_jpeg_scans(data)
         # Pillow turns a TIFF upright by itself while loading it.
@@ -122,7 +123,7 @@ def open_image(
         stored, box = picture.size, None
         if kind == "JPEG" and shortest_side is not None:
             box = _scale(picture, shortest_side)
-        stream.reads_left += len(data)  # pixels may come in small pieces
+        encoded.reads_left += len(data)  # pixels may come in small pieces
     with _decoder_errors(name, limits, "it is damaged or cut short."):
         picture.load()
         rgb = to_rgb(picture)

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
 
 from chiasm.errors import ImageError, ImageTooLarge
-from chiasm.media.container import CountedBytes, CountedFile
+from chiasm.media.container import CountedBytes, CountedFile, Stream
 from chiasm.media.limits import Limits
 
 Source = bytes | bytearray | memoryview | Path | str
@@ -51,7 +51,7 @@ def display_name(source: Source, name: str | None = None) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
 
 
-def open_stream(source: Source, limits: Limits, name: str) -> tuple[BinaryIO, int]:
+def open_stream(source: Source, limits: Limits, name: str) -> tuple[Stream, int]:
     """A seekable stream over the encoded picture, and its length in bytes.
 
     Files are opened, not read. Raises `ImageTooLarge` for more than `limits.max_bytes`, and
@@ -118,7 +118,7 @@ def decode_data_url(url: str, limits: Limits, name: str) -> bytes:
         raise ImageError(name, "the data URL's base64 is malformed.") from None
 
 
-def _open_file(path: Path, limits: Limits, name: str) -> tuple[BinaryIO, int]:
+def _open_file(path: Path, limits: Limits, name: str) -> tuple[Stream, int]:
     try:
         # Looked at before it is opened: opening a pipe would wait for its writer.
         mode = path.stat().st_mode
