@@ -117,8 +117,8 @@ class FileServer:
         if path not in self.files:
             request.send_error(404)
             return
-        if self.statuses and body:
-            request.send_error(self.statuses.pop(0))
+        if self.statuses and body and (status := self.statuses.pop(0)) != 200:
+            request.send_error(status)
             return
         content, start = self.files[path], 0
         wanted = request.headers.get("Range")

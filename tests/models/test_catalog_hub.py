@@ -312,7 +312,8 @@ def test_an_entry_with_digests_can_come_from_the_hub(
     options = {"cache_dir": tmp_path / "cache", "catalogs": catalogs}
     with server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
-        server.cuts = [22, 1000, *([0] * 6)]  # and it is given up in the middle of the weights
+        server.cuts = [22, 1000]  # config.json whole, the weights cut,
+        server.statuses = [200, 200, 500]  # and then an answer that ends the pull
         with pytest.raises(DownloadFailed):
             catalog.pull("tiny", **options)
         server.cuts.clear()

@@ -55,6 +55,7 @@ _CONFIGURATION = (
 )
 _SENTENCEPIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 _SAFETENSORS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -110,22 +111,13 @@ def collect(
 
     Returns the folder that holds them. Partial downloads stay in it and are resumed.
     """
-    import huggingface_hub
-
     repo, revision = source.repository()
     folder = downloads / _safe_name(repo, revision)
     with _hub_errors(repo, revision, f"chiasm pull {entry.name}"):
         for path, file in entry.files.items():
             require_space(_existing(folder), file.bytes, cache_dir)
             with _bar(progress, f"{entry.name}: {path}") as bar:
-                huggingface_hub.hf_hub_download(
-                    repo,
-                    source.path_of(path),
-                    revision=revision,
-                    local_dir=folder,
-                    endpoint=_endpoint(),
-                    tqdm_class=bar,
-                )
+                _hub_file(repo, source.path_of(path), revision, bar, local_dir=folder)
     return folder
 
 
@@ -226,29 +218,40 @@ def _download_file(
     cache_dir: Path,
     progress: Progress,
 ) -> Path:
-    import huggingface_hub
-
     require_space(_existing(hub_cache or cache_dir), file.bytes, cache_dir)
     got = ""
     # Twice: what the hub's cache holds already is taken as it is, and may be damaged.
     for _ in range(2):
         with _bar(progress, f"{repo}: {file.path}") as bar:
-            place = Path(
-                huggingface_hub.hf_hub_download(
-                    repo,
-                    file.path,
-                    revision=commit,
-                    cache_dir=hub_cache,
-                    endpoint=_endpoint(),
-                    tqdm_class=bar,
-                )
-            )
+            place = _hub_file(repo, file.path, commit, bar, cache_dir=hub_cache)
         got = digest_of(place, file.digest)
         if got == file.digest:
             return place
         place.resolve().unlink(missing_ok=True)  # the content; `place` itself may be a link to it
         place.unlink(missing_ok=True)
     raise mismatch(f"hf:{repo}, {file.path}", file.digest, got)
+
+
+def _hub_file(repo: str, path: str, revision: str | None, bar: type, **place: Path | None) -> Path:
+    """One file by the hub's own library. A cut connection is taken up again, as often as need be.
+
+    place: `cache_dir` or `local_dir`.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    for left in reversed(range(_TRIES)):
+        try:
+            return Path(
+                huggingface_hub.hf_hub_download(
+                    repo, path, revision=revision, endpoint=_endpoint(), tqdm_class=bar, **place
+                )
+            )
+        except errors.HTTPError as error:
+            # A status is an answer. The library goes on after a cut by itself only since 2.0.
+            if isinstance(error, errors.HfHubHTTPError) or not left:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 def _existing(folder: Path) -> Path:
