@@ -100,7 +100,8 @@ def open_image(
         its files: `open_data_url` is for that.
     shortest_side: pixels that the shorter side must keep. A JPEG is then decoded at the smallest
         of the scales 1, 1/2, 1/4 and 1/8 that keeps them, which for a 12-megapixel photograph
-        costs about a quarter of a full decode; other formats are always decoded in full.
+        costs a fraction of a full decode (benchmarks/decode.py); other formats are always
+        decoded in full.
     name: what to call the picture in messages; by default its path, "data URL" or "image".
 
     Raises `NotAnImage`, `BrokenImage`, `ImageTooLarge`, and their base `ImageError` where there
@@ -198,8 +199,9 @@ def _scale(
     """Set a JPEG to be decoded at a smaller scale; the part of the result that is picture.
 
     Where a side is no multiple of the scale, the last row or column of the result is partly
-    padding. Taken for picture, it would shift everything by up to a pixel, which a model notices
-    more than the scale: mean errors of 3 instead of 0.5 of 255.
+    padding. Taken for picture, it would shift everything by up to a pixel, which changes
+    more than the scale does: at 6 megapixels in benchmarks/decode.py, a mean error of 3.2 of 255
+    instead of 0.5.
     """
     drafted = picture.draft(None, (shortest_side, shortest_side))
     return None if drafted is None else drafted[1]
