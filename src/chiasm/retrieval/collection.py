@@ -435,7 +435,8 @@ def _check(new: NewItem) -> None:
 
 def _check_words(text: str, metadata: Mapping[str, Any]) -> None:
     try:
-        encoded = json.dumps(metadata, allow_nan=False)
+        # Not as ASCII: half of a surrogate pair cannot be written as UTF-8, and is refused here.
+        encoded = json.dumps(metadata, allow_nan=False, ensure_ascii=False).encode()
         whole = isinstance(metadata, Mapping) and json.loads(encoded) == dict(metadata)
         size = len(encoded) + len(text.encode())
     except (TypeError, ValueError, RecursionError):

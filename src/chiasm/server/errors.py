@@ -18,12 +18,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from chiasm.errors import ChiasmError, NotReady
+from chiasm.errors import ChiasmError, NotReady, StoreError
 
 log = logging.getLogger("chiasm.server")
 
 INTERNAL = "The server met an error that it does not know."
-INTERNAL_HINT = "It is in the server's log under this answer's x-request-id."
+STORE = "The collection's files could not be read or written."
+INTERNAL_HINT = "The server's log says more under this answer's x-request-id."
 RETRY_AFTER_SECONDS = 2
 
 _LONGEST_PARAM = 120
@@ -70,10 +71,14 @@ def log_unexpected(error: BaseException, request_id: str) -> None:
 
 async def _chiasm_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ChiasmError)
+    body = body_of(error)
+    if isinstance(error, StoreError):
+        # Its words are for who runs the server: they name folders.
+        body = error_body(f"{STORE} {INTERNAL_HINT}", kind=error.kind, code=error.code)
     if error.http_status >= 500 and not isinstance(error, NotReady):
         log.error("%s: %s", request.state.request_id, error)
     headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if error.http_status == 503 else None
-    return JSONResponse(body_of(error), error.http_status, headers=headers)
+    return JSONResponse(body, error.http_status, headers=headers)
 
 
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:
@@ -109,7 +114,8 @@ def validation_body(errors: Sequence[Any]) -> dict[str, Any]:
             return error_body("The body must be one JSON object.", code="invalid_json")
         case _:
             text = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
-            message, code = f"{param}: {text[:1].lower()}{text[1:]}.", "invalid_value"
+            message = f"{param or 'The body'}: {text[:1].lower()}{text[1:]}."
+            code = "invalid_value"
     if len(errors) > 1:
         message += f" ({len(errors) - 1} more problem{'s' if len(errors) > 2 else ''} in it.)"
     return error_body(message, param=param or None, code=code)

@@ -17,14 +17,14 @@ import logging
 import re
 import time
 import uuid
-from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chiasm.server.errors import error_body, internal_body, log_unexpected
+from chiasm.server.errors import RETRY_AFTER_SECONDS, error_body, internal_body, log_unexpected
 
 access = logging.getLogger("chiasm.server.access")
 
@@ -32,6 +32,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _WRITING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _BODY_TYPES = frozenset({"application/json", "multipart/form-data"})
+_BODIES_AT_ONCE = 4
+_CLIENT_GONE = 499  # nginx's number for it; nobody is left to receive one
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -71,6 +73,8 @@ class Envelope:
 
         try:
             await self._app(scope, receive, send_in_envelope)
+        except ClientDisconnect:
+            status = status or _CLIENT_GONE
         except Exception as error:
             log_unexpected(error, request_id)
             if status == 0:
@@ -133,11 +137,16 @@ class TrustedOrigin:
 
 
 class BodyLimit:
-    """Refuses a body of more than `max_bytes`: by its declared length, else while it streams."""
+    """Refuses a body of more than `max_bytes`: by its declared length, else while it streams.
+
+    All requests under way together may hold four such bodies; who would make it more is asked to
+    come back.
+    """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -147,29 +156,38 @@ class BodyLimit:
         if not declared.isdecimal() or int(declared) > self._max_bytes:
             await self._too_large()(scope, receive, send)
             return
-        received, overflowed, started = 0, False, False
+        received, started = 0, False
+        refusal: JSONResponse | None = None
 
         async def receive_counted() -> Message:
-            nonlocal received, overflowed
+            nonlocal received, refusal
             message = await receive()
-            received += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            received += size
+            self._held += size
             if received > self._max_bytes:
-                overflowed = True
+                refusal = self._too_large()
+            elif self._held > _BODIES_AT_ONCE * self._max_bytes:
+                refusal = self._too_many()
+            if refusal is not None:
                 raise _Overflow
             return message
 
-        async def send_unless_overflowed(message: Message) -> None:
+        async def send_unless_refused(message: Message) -> None:
             # A reader further in may turn the exception into an answer of its own; the limit's
             # answer is the right one, whatever that reader made of it.
             nonlocal started
-            if not overflowed or started:
+            if refusal is None or started:
                 started = True
                 await send(message)
 
-        with contextlib.suppress(_Overflow):
-            await self._app(scope, receive_counted, send_unless_overflowed)
-        if overflowed and not started:
-            await self._too_large()(scope, receive, send)
+        try:
+            with contextlib.suppress(_Overflow):
+                await self._app(scope, receive_counted, send_unless_refused)
+        finally:
+            self._held -= received
+        if refusal is not None and not started:
+            await refusal(scope, receive, send)
 
     def _too_large(self) -> JSONResponse:
         # The rest of the body is not wanted: closing is the only way to say so in HTTP/1.1.
@@ -179,6 +197,16 @@ class BodyLimit:
             hint="Send fewer pictures at a time, or raise the setting server.max_request_bytes.",
             code="request_too_large",
             headers={"connection": "close"},
+        )
+
+    def _too_many(self) -> JSONResponse:
+        return _refuse(
+            503,
+            "Too many large requests are under way.",
+            hint="Try again in a moment.",
+            code="overloaded",
+            kind="server_error",
+            headers={"connection": "close", "retry-after": str(RETRY_AFTER_SECONDS)},
         )
 
 
@@ -231,6 +259,13 @@ def _is_foreign(headers: Headers, host: str) -> bool:
 
 
 def _refuse(
-    status: int, message: str, *, hint: str, code: str, headers: dict[str, Any] | None = None
+    status: int,
+    message: str,
+    *,
+    hint: str,
+    code: str,
+    kind: str = "invalid_request_error",
+    headers: dict[str, str] | None = None,
 ) -> JSONResponse:
-    return JSONResponse(error_body(f"{message} {hint}", code=code), status, headers=headers)
+    body = error_body(f"{message} {hint}", kind=kind, code=code)
+    return JSONResponse(body, status, headers=headers)

@@ -89,7 +89,8 @@ class Runtime:
         self._planes: Planes | None = None
         self._failure: ChiasmError | None = None
         self._stop = threading.Event()
-        self._threads = anyio.CapacityLimiter(_THREADS)
+        self._short = anyio.CapacityLimiter(_THREADS)
+        self._long = anyio.CapacityLimiter(_THREADS)
         self._loader = threading.Thread(target=self._load, name="loading", daemon=True)
 
     def start(self) -> None:
@@ -149,7 +150,16 @@ class Runtime:
         self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
         """`work(*args, **kwargs)` in a thread, so that it never holds up the event loop."""
-        return await anyio.to_thread.run_sync(lambda: work(*args, **kwargs), limiter=self._threads)
+        return await anyio.to_thread.run_sync(lambda: work(*args, **kwargs), limiter=self._short)
+
+    async def embed(
+        self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """As `run`, for work that waits for its turn at the embedder.
+
+        In threads of its own: a gallery does not wait for those who wait.
+        """
+        return await anyio.to_thread.run_sync(lambda: work(*args, **kwargs), limiter=self._long)
 
     def _load(self) -> None:
         """Load until it succeeds; what a network or a disk can mend is tried again."""
@@ -188,15 +198,12 @@ class Runtime:
 
     def _load_once(self) -> Planes:
         # Here, not above: these imports are most of what there is to wait for.
+        import chiasm.retrieval.lance_store  # noqa: F401 -- else the first request would do it
         from chiasm.retrieval import Library, load_embedder
-        from chiasm.retrieval.sample import NAME as SAMPLE
-        from chiasm.retrieval.sample import add_sample
 
         started = time.perf_counter()
         embedder = self._given or load_embedder(self.settings, progress=self.progress)
         batching = BatchingEmbedder(embedder)
         library = Library(self.settings.data_dir, batching, limits=self.settings.media)
-        if self._sample and (count := add_sample(library)):
-            log.info("made the collection %r of %d pictures", SAMPLE, count)
         log.info("ready: %s, loaded in %.1f s", embedder.name, time.perf_counter() - started)
         return Planes(batching, library)

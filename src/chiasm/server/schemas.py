@@ -38,6 +38,15 @@ Filter = Annotated[
 ]
 
 
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be written as UTF-8; JSON can spell halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Request(BaseModel):
     """A body that a caller sends."""
 

@@ -16,7 +16,13 @@ from chiasm.server.batching import BatchingEmbedder, Vectors
 from chiasm.server.dependencies import Loaded, State, find_model
 from chiasm.server.pictures import Encoded, from_data_url
 from chiasm.server.runtime import Runtime
-from chiasm.server.schemas import LONGEST_TEXT, MOST_INPUTS, EmbeddingRequest, EmbeddingResponse
+from chiasm.server.schemas import (
+    LONGEST_TEXT,
+    MOST_INPUTS,
+    EmbeddingRequest,
+    EmbeddingResponse,
+    is_unicode,
+)
 
 router = APIRouter(prefix="/v1", tags=["embeddings"])
 
@@ -46,7 +52,7 @@ async def create_embedding(body: EmbeddingRequest, planes: Loaded, runtime: Stat
     inputs = await runtime.run(_read_inputs, body.input, runtime)
     texts = [part for parts in inputs for part in parts if isinstance(part, str)]
     pictures = [part for parts in inputs for part in parts if isinstance(part, Encoded)]
-    text_vectors = await runtime.run(embedder.embed_texts, texts)
+    text_vectors = await runtime.embed(embedder.embed_texts, texts)
     image_vectors = await embed_pictures(pictures, embedder, runtime)
 
     encode = _base64 if body.encoding_format == "base64" else _floats
@@ -88,7 +94,7 @@ async def embed_pictures(
                     raise picture.error
                 assert picture.image is not None
                 images.append(picture.image)
-            parts.append(await runtime.run(embedder.embed_images, images))
+            parts.append(await runtime.embed(embedder.embed_images, images))
     return np.concatenate(parts)
 
 
@@ -169,6 +175,8 @@ def _text(value: Any, place: str) -> str:
         _refuse(place, "must be a text")
     if not value:
         _refuse(place, "is an empty text", hint="An empty text has no meaning to embed.")
+    if not is_unicode(value):
+        _refuse(place, "holds half of a surrogate pair, which is no character")
     if len(value) > LONGEST_TEXT:
         _refuse(place, f"has {len(value):,} characters; {LONGEST_TEXT:,} are the most")
     if value[:5].lower() == "data:" and ";base64," in value[:200]:

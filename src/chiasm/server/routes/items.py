@@ -249,20 +249,23 @@ async def _picture(
     version: str,
     if_none_match: str,
 ) -> Response:
-    collection = await runtime.run(planes.library.open, name)
-    item = await runtime.run(collection.get, id)
-    # An address that names these very pixels can never mean others.
-    named = version == item.digest[:_VERSION_DIGITS]
-    headers = {
-        "etag": f'"{item.digest}-{kind}"',
-        "cache-control": _FOREVER if named else _REVALIDATE,
-        # Opened by itself in a tab, it is a picture and nothing else.
-        "content-security-policy": "default-src 'none'; sandbox",
-    }
-    if matches(if_none_match, headers["etag"]):
-        return Response(status_code=304, headers=headers)
-    data, media_type = await runtime.run(collection.picture, id, kind)
-    return Response(data, media_type=media_type, headers=headers)
+    def answer() -> Response:
+        collection = planes.library.open(name)
+        item = collection.get(id)
+        # An address that names these very pixels can never mean others.
+        named = version == item.digest[:_VERSION_DIGITS]
+        headers = {
+            "etag": f'"{item.digest}-{kind}"',
+            "cache-control": _FOREVER if named else _REVALIDATE,
+            # Opened by itself in a tab, it is a picture and nothing else.
+            "content-security-policy": "default-src 'none'; sandbox",
+        }
+        if matches(if_none_match, headers["etag"]):
+            return Response(status_code=304, headers=headers)
+        data, media_type = collection.picture(id, kind)
+        return Response(data, media_type=media_type, headers=headers)
+
+    return await runtime.run(answer)
 
 
 # Pictures in ------------------------------------------------------------------------------------
@@ -350,7 +353,7 @@ async def _add(
                     results[index] = _failed(incoming[index], picture.error)
                 else:
                     decoded.append((index, picture))
-            results |= await runtime.run(_add_group, decoded, incoming, collection)
+            results |= await runtime.embed(_add_group, decoded, incoming, collection)
             del group, decoded  # their memory is charged to this request no longer
     return AddedItems(data=[results[index] for index in range(len(incoming))])
 

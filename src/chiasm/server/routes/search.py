@@ -59,9 +59,9 @@ async def search_collection(
             (picture,) = await anext(opened)
             if picture.error is not None:
                 raise picture.error
-            result = await runtime.run(search, picture.image)
+            result = await runtime.embed(search, picture.image)
     else:
-        result = await runtime.run(search, None)
+        result = await runtime.embed(search, None)
     tokens = planes.embedder.count_tokens(body.text) if body.text else 0
     return SearchAnswer(
         data=[
