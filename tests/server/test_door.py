@@ -6,9 +6,9 @@ import http.client
 import json
 import logging
 import socket
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -20,6 +20,7 @@ from chiasm.server.guard import allowed_hosts, host_name
 from tests.server.conftest import (
     ColourEmbedder,
     LiveServer,
+    add,
     data_url,
     error_of,
     image_part,
@@ -160,6 +161,75 @@ def test_no_picture_ever_reaches_the_log(
     assert whole[40:70] not in ours
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/v1/embeddings", r'{"input": "\ud800"}'),
+        ("POST", "/v1/embeddings", r'{"\ud800": "\ud800"}'),
+        ("POST", "/v1/collections", r'{"name": "\ud800"}'),
+        ("POST", "{collection}/search", r'{"text": "\ud800"}'),
+        ("POST", "{collection}/items", r'{"items": [{"image": "\ud800"}]}'),
+        ("PATCH", "{collection}/items/one", r'{"text": "\ud800"}'),
+        ("PATCH", "{collection}/items/one", r'{"metadata": {"\ud800": 1}}'),
+        ("PATCH", "{collection}/items/one", r'{"metadata": {"a": "\ud800"}}'),
+        ("PATCH", "{collection}/items/one", r'{"metadata": {"a": NaN}}'),
+    ],
+)
+def test_what_json_can_spell_and_utf8_cannot(
+    client: httpx.Client, collection: str, method: str, path: str, body: str
+) -> None:
+    add(client, collection, picture(), id="one")
+    headers = {"content-type": "application/json"}
+    response = client.request(
+        method, path.format(collection=collection), content=body, headers=headers
+    )
+    assert response.status_code == 400, response.text
+    error_of(response)
+
+
+def test_a_damaged_store_names_no_folder_to_callers(
+    server: LiveServer,
+    client: httpx.Client,
+    collection: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = server.app.state.runtime.settings.data_dir
+    about = folder / "collections" / collection.rpartition("/")[2] / "collection.json"
+    whole = about.read_text()
+    about.write_text("{")
+    response = client.get(f"{collection}/items")
+    about.write_text(whole)
+    assert response.status_code == 500
+    assert error_of(response)["code"] == "store_error"
+    assert str(folder) not in response.text
+    assert str(folder) in caplog.text
+    assert response.headers["x-request-id"] in caplog.text
+    assert client.get(f"{collection}/items").status_code == 200
+
+
+def test_a_caller_that_goes_away_is_no_error(
+    server: LiveServer, collection: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="chiasm"):
+        for path, content_type in (
+            (f"{collection}/items", "multipart/form-data; boundary=x"),
+            (f"{collection}/items", "application/json"),
+            ("/v1/embeddings", "application/json"),
+        ):
+            with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                connection.sendall(
+                    f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n"
+                    'Content-Length: 1000\r\n\r\n--x\r\n{"'.encode()
+                )
+                time.sleep(0.1)
+        deadline = time.monotonic() + 10
+        while caplog.text.count("POST /v1/") < 3:
+            assert time.monotonic() < deadline, caplog.text
+            time.sleep(0.02)
+    assert "unexpected error" not in caplog.text
+    assert f"POST {collection}/items 499" in caplog.text
+
+
 # Too much ---------------------------------------------------------------------------------------
 
 
@@ -221,6 +291,29 @@ def test_a_body_without_a_length_is_counted_while_it_streams(small: LiveServer, 
     assert b"request_too_large" in answer
     # Refused on the way, not after everything had come (buffers on the way hold some).
     assert sent < 10 * LIMIT
+
+
+def test_bodies_that_are_too_much_together(small: LiveServer) -> None:
+    """Each within the limit, and more at once than there is room for: the last has to wait."""
+    head = (
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 150000\r\n\r\n"
+    )
+    connections = []
+    for _ in range(6):
+        connections.append(socket.create_connection(("127.0.0.1", small.port), timeout=10))
+        connections[-1].sendall(head + b" " * 149_000)
+        time.sleep(0.05)
+    answer = connections[-1].recv(65536)
+    assert b" 503 " in answer.partition(b"\r\n")[0]
+    assert b"overloaded" in answer
+    assert b"retry-after" in answer.lower()
+    for connection in connections:
+        connection.close()
+    deadline = time.monotonic() + 5
+    while httpx.post(f"{small.url}/v1/embeddings", json={"input": "red"}).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 # From the wrong place ---------------------------------------------------------------------------
@@ -317,29 +410,28 @@ def test_types_that_a_form_could_send_are_refused(
 # Under load -------------------------------------------------------------------------------------
 
 
-def test_health_answers_while_everything_else_works(tmp_path: Path) -> None:
+def test_health_and_galleries_wait_for_no_embedding(tmp_path: Path) -> None:
     class Slow(ColourEmbedder):
         def embed_images(self, images: list[Image]) -> np.ndarray:  # type: ignore[override]
             time.sleep(0.3)
             return super().embed_images(images)
 
-    with make_server(tmp_path, embedder=Slow()) as live:
-        part = image_part(picture(size=(1500, 1500), seed=1))
-        body = {"input": [part] * 4}
-
-        def work() -> None:
-            with httpx.Client(base_url=live.url, timeout=60) as client:
-                assert client.post("/v1/embeddings", json=body).status_code == 200
-
-        threads = [threading.Thread(target=work) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        waits = []
-        with httpx.Client(base_url=live.url) as client:
-            while any(thread.is_alive() for thread in threads):
+    with (
+        make_server(tmp_path, embedder=Slow()) as live,
+        ThreadPoolExecutor(40) as threads,
+        httpx.Client(base_url=live.url, timeout=60) as client,
+    ):
+        part = image_part(picture(size=(800, 800), seed=1))
+        body = {"input": [part] * 2}
+        work = [threads.submit(client.post, "/v1/embeddings", json=body) for _ in range(40)]
+        waits: dict[str, list[float]] = {"/healthz": [], "/v1/collections": []}
+        while not all(one.done() for one in work):
+            for path, seconds in waits.items():
                 started = time.perf_counter()
-                assert client.get("/healthz").status_code == 200
-                waits.append(time.perf_counter() - started)
-                time.sleep(0.01)
-        assert len(waits) > 10
-        assert float(np.median(waits)) < 0.05
+                assert client.get(path).status_code == 200
+                seconds.append(time.perf_counter() - started)
+            time.sleep(0.01)
+        assert {one.result().status_code for one in work} == {200}
+        for seconds in waits.values():
+            assert len(seconds) > 10
+            assert float(np.median(seconds)) < 0.1
