@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from catalog_servers import CONTENT, HALF, FileServer, Recorder, sha256
 
 from chiasm.errors import DigestMismatch, DownloadFailed, NoSpace, WeightsError
 from chiasm.models.catalog.download import Transport, fetch
+from tests.models.catalog_servers import CONTENT, HALF, FileServer, Recorder, sha256
 
 
 def get(server: FileServer, tmp_path: Path, **options: object) -> Path:

@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from catalog_servers import write_catalog
 
 from chiasm.errors import ConfigurationError, UnknownModel
 from chiasm.models import catalog
+from tests.models.catalog_servers import write_catalog
 
 DIGEST = "0" * 64
 

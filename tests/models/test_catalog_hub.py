@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from catalog_servers import CONTENT, HALF, FileServer, Recorder, sha256, write_catalog
 
 from chiasm.errors import DigestMismatch, DownloadFailed, NoSpace, Offline, UnknownModel
 from chiasm.models import catalog
 from chiasm.models.catalog import hub
+from tests.models.catalog_servers import CONTENT, HALF, FileServer, Recorder, sha256, write_catalog
 
 COMMIT = "a" * 40
 FILES = {
@@ -134,19 +134,11 @@ def test_shards_and_a_sentencepiece_tokenizer_are_taken(
     assert found == set(files)
 
 
-def test_an_old_repository_gives_its_pickle_weights(
+def test_a_repository_without_safetensors_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with hub_of({"config.json": b"{}", "pytorch_model.bin": b"weights"}) as server:
-        folder = fetch(server, tmp_path, monkeypatch)
-    assert (folder / "pytorch_model.bin").read_bytes() == b"weights"
-
-
-def test_a_repository_without_weights_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with hub_of({"config.json": b"{}", "README.md": b""}) as server:
-        with pytest.raises(DownloadFailed, match="no weights"):
+    with hub_of({"config.json": b"{}", "pytorch_model.bin": b"a pickle"}) as server:
+        with pytest.raises(DownloadFailed, match="no weights as safetensors"):
             fetch(server, tmp_path, monkeypatch)
         assert not server.asked(f"/owner/name/resolve/{COMMIT}/config.json")
 

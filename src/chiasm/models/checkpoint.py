@@ -136,8 +136,7 @@ def locate(
     progress: Progress | None = None,
 ) -> Path:
     """The folder that holds the files of a catalogue name, `hf:owner/name`, or local folder."""
-    folder = Path(location).expanduser()
-    if folder.is_dir():
+    if (folder := catalog.local_folder(location)) is not None:
         return folder
     if isinstance(location, Path):
         raise UnknownModel(f"There is no folder {location}.")
@@ -146,9 +145,9 @@ def locate(
 
 def _is_built_in(location: str | Path) -> bool:
     """Whether the catalogue's entry is a dual encoder of ours and not a published checkpoint."""
-    if isinstance(location, Path) or Path(location).expanduser().is_dir():
+    if isinstance(location, Path) or catalog.local_folder(location) is not None:
         return False
-    return catalog.find(location).kind == "dual-encoder"
+    return catalog.find(location).shipped is not None
 
 
 def load_model(folder: Path | str) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from chiasm.models.catalog.entry import Entry, File, Source, entries, find
 from chiasm.models.catalog.hub import fetch_hf
 from chiasm.models.catalog.progress import Progress
-from chiasm.models.catalog.pulling import ensure, pull
+from chiasm.models.catalog.pulling import ensure, local_folder, pull
 
 __all__ = [
     "Entry",
@@ -16,5 +16,6 @@ __all__ = [
     "entries",
     "fetch_hf",
     "find",
+    "local_folder",
     "pull",
 ]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,18 +176,13 @@ def _list_files(repo: str, revision: str | None) -> tuple[str, list[_Remote]]:
 
 
 def _needed(stated: Mapping[str, Any]) -> list[str]:
-    patterns = list(_CONFIGURATION)
+    patterns = [*_CONFIGURATION, *_SAFETENSORS]
     if "tokenizer.json" not in stated:
         patterns += _SENTENCEPIECE
-    weights = [path for path in stated if _matches(path, _SAFETENSORS)]
-    if not any(path.endswith(".safetensors") for path in weights):
-        # Older repositories: the loader reads it with pickle switched off.
-        weights = [path for path in stated if path == "pytorch_model.bin"]
-    chosen = [path for path in stated if _matches(path, patterns)] + weights
-    return [path for path in chosen if is_safe_path(path)]
+    return [path for path in stated if _matches(path, patterns) and is_safe_path(path)]
 
 
-def _matches(path: str, patterns: tuple[str, ...] | list[str]) -> bool:
+def _matches(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
@@ -195,10 +190,11 @@ def _download(
     repo: str, commit: str, files: list[_Remote], cache_dir: Path, progress: Progress
 ) -> Path:
     """Every file, verified, in the folder of its commit."""
-    if not any(file.path.endswith((".safetensors", ".bin")) for file in files):
+    if not any(file.path.endswith(".safetensors") for file in files):
         raise DownloadFailed(
-            f"hf:{repo} holds no weights in a form that is read here.",
-            hint="It must hold model.safetensors, in one piece or in shards.",
+            f"hf:{repo} holds no weights as safetensors at this revision.",
+            hint="Often a pull request of the repository holds them converted: "
+            f"write hf:{repo}@refs/pr/ and its number.",
         )
     hub_cache = _hub_cache(cache_dir)
     folders = {

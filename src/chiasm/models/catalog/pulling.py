@@ -67,13 +67,20 @@ def ensure(
     progress: Progress | None = None,
     catalogs: Sequence[Path] = (),
 ) -> None:
-    """Have a model's files ready: a name is pulled, a folder of the user's is left as it is.
-
-    A name of the catalogue wins over a folder of that name; write `./name` for the folder.
-    """
-    known = any(entry.name == location for entry in entries(catalogs))
-    if known or not Path(location).expanduser().is_dir():
+    """Have a model's files ready: a name is pulled, a folder of the user's is left as it is."""
+    if local_folder(location, catalogs) is None:
         pull(location, cache_dir=cache_dir, offline=offline, progress=progress, catalogs=catalogs)
+
+
+def local_folder(location: str | Path, catalogs: Sequence[Path] = ()) -> Path | None:
+    """The folder of the user's that a model's location means; None when it is a name to look up.
+
+    A name of the catalogue wins over a folder of that name; `./name` is always the folder.
+    """
+    if isinstance(location, str) and any(entry.name == location for entry in entries(catalogs)):
+        return None
+    folder = Path(location).expanduser()
+    return folder if folder.is_dir() else None
 
 
 # Sources ----------------------------------------------------------------------------------------
