@@ -76,11 +76,12 @@ function FileRow({ name, status, progress, id, of, collection, reason }) {
         ? html`<img src=${api.thumbnailUrl(collection, shown)} alt="" />`
         : html`<${Icon} name=${status === "failed" ? "alert" : "picture"} />`}
     </span>
-    <span class="adding-name" title=${name}>${name.split("/").at(-1)}</span>
-    <span class="adding-status">
-      ${reason ?? WORDS[status]}
-      ${status !== "failed" && of && html` – <a href=${href({ collection, item: of })} onClick=${(event) => follow(event, { collection, item: of })}>see it</a>`}
+    <span class="adding-name" title=${name}>
+      ${shown
+        ? html`<a href=${href({ collection, item: shown })} onClick=${(event) => follow(event, { collection, item: shown })}>${name.split("/").at(-1)}</a>`
+        : name.split("/").at(-1)}
     </span>
+    <span class="adding-status">${reason ?? WORDS[status]}</span>
     ${status === "sending" && html`<progress aria-label=${`Sending ${name}`} value=${progress} max="1"></progress>`}
     ${MARKS[status] && html`<span class="adding-mark"><${Icon} name=${MARKS[status]} /></span>`}
   </li>`;

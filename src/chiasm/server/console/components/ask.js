@@ -1,6 +1,6 @@
 // Small questions in a dialog: "really delete?" and "what shall it be called?".
 
-import { html, signal, useEffect, useId, useRef, useState } from "../preact.js";
+import { html, signal, useId, useLayoutEffect, useRef, useState } from "../preact.js";
 
 const question = signal(null);
 
@@ -27,7 +27,7 @@ function Question({ title, text, label, action, danger, submit, resolve }) {
   const [busy, setBusy] = useState(false);
   const id = useId();
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     const before = document.activeElement;
     dialog.current.showModal();
     return () => before?.isConnected && before.focus();

@@ -1,7 +1,7 @@
 // Metadata conditions as chips. All of them must hold.
 
 import { FilterError, parseCondition } from "../filters.js";
-import { html, useEffect, useId, useRef, useState } from "../preact.js";
+import { html, useId, useLayoutEffect, useRef, useState } from "../preact.js";
 import { go, route } from "../route.js";
 import { Icon } from "./icons.js";
 
@@ -14,7 +14,7 @@ export function FilterBar({ keys }) {
   const input = useRef(null);
   const id = useId();
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (open) input.current.focus();
   }, [open]);
 

@@ -1,7 +1,7 @@
 // What people wrote about a picture: its text and its metadata, shown and edited.
 
 import { equals, value as parseValue } from "../filters.js";
-import { html, useEffect, useRef, useState } from "../preact.js";
+import { html, useLayoutEffect, useRef, useState } from "../preact.js";
 import { follow, href } from "../route.js";
 import { Icon } from "./icons.js";
 
@@ -33,8 +33,9 @@ export function ItemEditor({ item, save, cancel }) {
   const last = useRef(null);
   const [added, setAdded] = useState(0);
 
-  useEffect(() => first.current.focus(), []);
-  useEffect(() => {
+  // Before another key can be pressed, hence in layout effects.
+  useLayoutEffect(() => first.current.focus(), []);
+  useLayoutEffect(() => {
     if (added) last.current?.focus();
   }, [added]);
 

@@ -1,6 +1,6 @@
 // A button that opens a menu: arrow keys move, Enter chooses, Esc and a click elsewhere close.
 
-import { html, useEffect, useId, useRef, useState } from "../preact.js";
+import { html, useId, useLayoutEffect, useRef, useState } from "../preact.js";
 import { Icon } from "./icons.js";
 
 // entries: { label, detail?, icon?, checked?, danger?, onChoose } or null for a line between.
@@ -16,7 +16,7 @@ export function Menu({ label, buttonClass = "button", align = "start", children,
     if (refocus) button.current.focus();
   };
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (!open) return undefined;
     const list = items();
     (list.find((item) => item.ariaChecked === "true") ?? list[0])?.focus();

@@ -8,14 +8,15 @@ import { ItemEditor, ItemWords } from "../components/item-words.js";
 import { Notice } from "../components/notice.js";
 import { Score } from "../components/score.js";
 import { dateOf, fileOf, nameOf, sizeOf } from "../item.js";
-import { html, useEffect, useRef, useState } from "../preact.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "../preact.js";
 import { closeItem, follow, go, href } from "../route.js";
 import { announce, contentsChanged } from "../state.js";
 
 const NEIGHBOURS = 12;
 
-// siblings: the hits of the gallery behind, for the arrow keys and the score of the question.
-export function ItemView({ collection, id, siblings, ranked }) {
+// siblings: the hits of the gallery behind, for the arrow keys and the score of the question;
+// more: whether it goes on after them.
+export function ItemView({ collection, id, siblings, ranked, more }) {
   const dialog = useRef(null);
   const heading = useRef(null);
   const [item, setItem] = useState(null);
@@ -23,7 +24,7 @@ export function ItemView({ collection, id, siblings, ranked }) {
   const [editing, setEditing] = useState(false);
   const at = siblings.findIndex((hit) => hit.id === id);
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     dialog.current.showModal();
   }, []);
 
@@ -81,7 +82,7 @@ export function ItemView({ collection, id, siblings, ranked }) {
       <header class="item-head">
         <h2 id="item-name" ref=${heading} tabindex="-1">${item ? fileOf(item) : "Picture"}</h2>
         ${at >= 0 &&
-        html`<span class="item-place">${at + 1} of ${siblings.length}</span>
+        html`<span class="item-place">${at + 1} of ${siblings.length}${more ? "+" : ""}</span>
           <button type="button" class="button quiet round" aria-label="Previous picture" disabled=${at === 0} onClick=${() => step(-1)}><${Icon} name="left" /></button>
           <button type="button" class="button quiet round" aria-label="Next picture" disabled=${at === siblings.length - 1} onClick=${() => step(1)}><${Icon} name="right" /></button>`}
         <button type="button" class="button quiet round" aria-label="Close" onClick=${closeItem}><${Icon} name="close" /></button>

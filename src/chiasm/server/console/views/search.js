@@ -75,7 +75,7 @@ function Collection({ name, items }) {
       <${Summary} ...${results} filtered=${where.length > 0} total=${items} />
       <${Answer} ...${results} name=${name} empty=${empty} filtered=${where.length > 0} current=${current} onCurrent=${setCurrent} addFiles=${addFiles} />
     </main>
-    ${item && html`<${ItemView} collection=${name} id=${item} siblings=${hits} ranked=${ranked} />`}
+    ${item && html`<${ItemView} collection=${name} id=${item} siblings=${hits} ranked=${ranked} more=${results.more !== null} />`}
     <${DropOverlay} collection=${name} canSearch=${items > 0} onSearch=${searchWith} onAdd=${addFiles} />`;
 }
 

@@ -1,0 +1,109 @@
+"""A server, a browser, and a window for each test."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+import chiasm.retrieval.sample
+from tests.e2e.console_page import CHROMIUM_FLAGS, ConsolePage
+from tests.e2e.serving import ServerProcess, WeightsMissing
+
+SAMPLE = Path(chiasm.retrieval.sample.__file__).parent
+PLACES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+OpenConsole = Callable[..., ConsolePage]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+            item.add_marker(pytest.mark.weights)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One Chromium for all tests; each has a context of its own in it."""
+    executable = next(filter(None, map(shutil.which, PLACES)), None)
+    if executable is None:
+        pytest.skip("There is no Chromium on this machine (Debian: apt install chromium).")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One server with the sample collection. Tests that change something make a collection."""
+    try:
+        server = ServerProcess(tmp_path_factory.mktemp("e2e")).wait()
+    except WeightsMissing as missing:
+        pytest.skip(f"The default weights are not in the cache (chiasm pull default): {missing}")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def open_console(browser: Browser, server: ServerProcess) -> Iterator[OpenConsole]:
+    """Opens windows; when the test ends, none of them may have met an unexpected error.
+
+    `expected` is a list of words that an error of this test may contain.
+    """
+    opened: list[tuple[ConsolePage, list[str]]] = []
+
+    def open_console(
+        *, url: str = server.url, expected: list[str] | None = None, **context: Any
+    ) -> ConsolePage:
+        window = ConsolePage(browser, url, **context)
+        opened.append((window, expected or []))
+        return window
+
+    yield open_console
+    for window, expected in opened:
+        window.close(expected=expected)
+
+
+@pytest.fixture
+def console(open_console: OpenConsole) -> ConsolePage:
+    """A desktop window in which nothing may go wrong."""
+    return open_console()
+
+
+@pytest.fixture
+def collection(server: ServerProcess) -> Iterator[str]:
+    """A collection of this test alone, with six pictures of the sample."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    server.call("POST", "/v1/collections", json={"name": name})
+    files = [
+        ("files", (f"{picture}.webp", sample_picture(picture), "image/webp"))
+        for picture in ("apple", "coffee", "chelsea", "rocket", "motorcycle", "tulips")
+    ]
+    server.call("POST", f"/v1/collections/{name}/items", files=files)
+    yield name
+    if name in {one["name"] for one in server.call("GET", "/v1/collections")["data"]}:
+        server.call("DELETE", f"/v1/collections/{name}")
+
+
+def sample_picture(name: str) -> bytes:
+    """An encoded picture of the sample collection."""
+    return (SAMPLE / f"{name}.webp").read_bytes()
+
+
+def new_picture(seed: int, *, size: tuple[int, int] = (320, 240)) -> bytes:
+    """A PNG of coloured blocks that is like no other."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    image = PIL.Image.fromarray(blocks).resize(size, PIL.Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
