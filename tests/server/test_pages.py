@@ -186,6 +186,35 @@ def test_every_operation_lists_its_errors_in_our_shape(document: dict[str, Any])
             assert "404" in responses, path
 
 
+def test_examples_can_be_sent_as_they_are(
+    client: httpx.Client, document: dict[str, Any], collection: str
+) -> None:
+    (added,) = add(client, collection, picture("blue"))
+    paths = {"name": collection.rpartition("/")[2], "id": added["id"]}
+    tried = 0
+    for path, method, operation in operations(document):
+        content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        if content is None:
+            continue
+        schema = schemas_of(document, content["schema"])
+        examples = schema.get("examples") or [
+            {name: field["examples"][0] for name, field in schema["properties"].items()}
+        ]
+        for body in examples:
+            response = client.request(method.upper(), path.format(**paths), json=body)
+            assert response.status_code in (200, 201), response.text
+            assert '"failed"' not in response.text
+            tried += 1
+    assert tried == 5
+    client.delete("/v1/collections/holiday-photos")
+
+
+def schemas_of(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    name = schema["$ref"].rpartition("/")[2]
+    found: dict[str, Any] = document["components"]["schemas"][name]
+    return found
+
+
 def test_answers_are_as_the_document_says(
     client: httpx.Client, document: dict[str, Any], collection: str
 ) -> None:

@@ -14,11 +14,16 @@ MOST_INPUTS = 2048  # as OpenAI's own limit
 MOST_HITS = 1000
 LONGEST_TEXT = 100_000
 
+EXAMPLE_PICTURE = (  # four red pixels, so that the examples can be sent as they are
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQVR42mM8ISfHwMDAxM"
+    "DAwMDAAAANBAEIf62CUQAAAABJRU5ErkJggg=="
+)
+
 DataUrl = Annotated[
     str,
     Field(
         description="The picture itself, as a data URL. Addresses are not fetched.",
-        examples=["data:image/jpeg;base64,/9j/4AAQSkZJRgABAQ…"],
+        examples=[EXAMPLE_PICTURE],
     ),
 ]
 Metadata = Annotated[
@@ -51,6 +56,11 @@ class Request(BaseModel):
     """A body that a caller sends."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+def _example(**body: Any) -> ConfigDict:
+    """A body to try: without one, the API's page makes one up of all optional fields."""
+    return ConfigDict(json_schema_extra={"examples": [body]})
 
 
 # Errors -----------------------------------------------------------------------------------------
@@ -132,18 +142,19 @@ _INPUT: dict[str, Any] = {
             },
         },
     ],
-    "examples": [
-        "a red bicycle",
-        [
-            "a red bicycle",
-            {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,/9j/4AAQ…"}},
-        ],
-    ],
 }
 
 
 class EmbeddingRequest(Request):
     """Texts and pictures to place in one space."""
+
+    model_config = _example(
+        model="default",
+        input=[
+            "a red bicycle",
+            {"type": "image_url", "image_url": {"url": EXAMPLE_PICTURE}},
+        ],
+    )
 
     input: Any = Field(json_schema_extra=_INPUT)
     model: str | None = Field(
@@ -272,6 +283,10 @@ class NewItemObject(Request):
 class NewItems(Request):
     """Pictures to add."""
 
+    model_config = _example(
+        items=[{"image": EXAMPLE_PICTURE, "text": "a red square", "metadata": {"color": "red"}}]
+    )
+
     items: list[NewItemObject] = Field(min_length=1, max_length=MOST_INPUTS)
 
 
@@ -297,6 +312,8 @@ class AddedItems(BaseModel):
 class ItemChanges(Request):
     """What to change; what is absent stays."""
 
+    model_config = _example(text="a red square", metadata={"color": "red", "price": 9.5})
+
     text: str | None = Field(default=None, max_length=LONGEST_TEXT)
     metadata: Metadata | None = Field(default=None, description="Replaces all of the old metadata.")
 
@@ -314,6 +331,8 @@ class DeletedItem(BaseModel):
 
 class SearchRequest(Request):
     """What to look for: words, a picture, both, or the neighbours of an item."""
+
+    model_config = _example(text="a cat on a sofa", limit=10)
 
     text: str | None = Field(default=None, max_length=LONGEST_TEXT, examples=["a cat on a sofa"])
     image: DataUrl | None = None

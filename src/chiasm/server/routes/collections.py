@@ -34,7 +34,7 @@ async def list_collections(planes: Loaded, runtime: State) -> CollectionList:
     operation_id="create_collection",
     summary="Make a collection",
     status_code=201,
-    responses=refusals(409),
+    responses=refusals(409, 415),
 )
 async def create_collection(
     body: NewCollection, planes: Loaded, runtime: State

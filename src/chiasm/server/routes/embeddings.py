@@ -14,6 +14,7 @@ from fastapi import APIRouter, Response
 from chiasm.errors import InvalidRequest
 from chiasm.server.batching import BatchingEmbedder, Vectors
 from chiasm.server.dependencies import Loaded, State, find_model
+from chiasm.server.openapi import refusals
 from chiasm.server.pictures import Encoded, from_data_url
 from chiasm.server.runtime import Runtime
 from chiasm.server.schemas import (
@@ -35,6 +36,7 @@ Part = str | Encoded
     operation_id="create_embedding",
     summary="Embed texts and pictures",
     response_model=EmbeddingResponse,
+    responses=refusals(404, 413, 415),
 )
 async def create_embedding(body: EmbeddingRequest, planes: Loaded, runtime: State) -> Response:
     """One vector of unit length for each input; texts and pictures share the space.

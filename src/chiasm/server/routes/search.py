@@ -31,7 +31,7 @@ router = APIRouter(prefix="/v1/collections", tags=["search"])
     "/{name}/search",
     operation_id="search_collection",
     summary="Find pictures",
-    responses=refusals(404, 409, 413),
+    responses=refusals(404, 409, 413, 415),
 )
 async def search_collection(
     name: str, body: SearchRequest, planes: Loaded, runtime: State
