@@ -23,6 +23,8 @@ from chiasm.retrieval.store import Vectors
 
 RECALL = 0.95
 NEIGHBOURS = 10
+# Fewer rows are read in a few milliseconds: no index is worth its errors.
+MIN_ROWS = 20_000
 # A filter that leaves no more rows than this is answered by comparing exactly those.
 GATHER_ROWS = 8192
 
@@ -30,7 +32,7 @@ _SAMPLE = 64
 _GROWTH_BEFORE_REBUILD = 1.5
 _PLAN = "index.json"
 # (share of the partitions that are probed, candidates compared exactly for each one asked for)
-_STEPS = ((0.02, 5), (0.04, 10), (0.08, 10), (0.16, 20), (0.32, 40))
+_STEPS = ((0.02, 5), (0.04, 10), (0.08, 10), (0.16, 20), (0.32, 40), (0.75, 100))
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ def read_plan(folder: Path) -> Plan | None:
 
 def is_due(folder: Path, rows: int) -> bool:
     """Whether there is no index yet, or the collection has outgrown it."""
+    if rows < MIN_ROWS:
+        return False
     plan = _read(folder)
     return plan is None or rows > plan.rows * _GROWTH_BEFORE_REBUILD
 
