@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from chiasm.errors import ConfigurationError
-from chiasm.settings import Settings, config_file
+from chiasm.settings import Settings, config_file, origins
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +91,15 @@ def test_where_the_file_is_looked_for(tmp_path: Path) -> None:
     assert Settings.load(environment={"CHIASM_CONFIG": str(named)}).embedder == "x"
     with pytest.raises(ConfigurationError, match=r"missing\.toml"):
         Settings.load(environment={"CHIASM_CONFIG": str(tmp_path / "missing.toml")})
+
+
+def test_every_value_says_where_it_came_from(tmp_path: Path) -> None:
+    file = write(tmp_path / "chiasm.toml", 'embedder = "file"\n[server]\nport = 1\n')
+    environment = {"CHIASM_CONFIG": str(file), "CHIASM_SERVER_PORT": "2", "CHIASM_DEVICE": "cpu"}
+    settings = Settings.load({"offline": True}, environment=environment)
+    found = origins(settings, environment=environment)
+    assert found["embedder"] == ("file", str(file))
+    assert found["server.port"] == (2, "CHIASM_SERVER_PORT")
+    assert found["device"] == ("cpu", "CHIASM_DEVICE")
+    assert found["offline"] == (True, "flag")
+    assert found["server.host"] == ("127.0.0.1", "default")

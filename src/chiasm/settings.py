@@ -14,6 +14,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -78,13 +79,13 @@ class Settings:
         if file is not None:
             values |= {key: (value, str(file)) for key, value in _read_file(file).items()}
         for name, kind in _leaves(cls).items():
-            variable = f"CHIASM_{name.replace('.', '_').upper()}"
+            variable = _variable(name)
             if variable in environment:
                 values[name] = (_from_text(environment[variable], kind, variable), variable)
         for name, value in (flags or {}).items():
             if value is not None:
                 values[name] = (value, f"flag for {name}")
-        settings = _build(cls, "", values)
+        settings: Settings = _build(cls, "", values)
         if values:
             name, (_, where) = next(iter(values.items()))
             raise ConfigurationError(
@@ -97,6 +98,32 @@ class Settings:
 def config_file(environment: Mapping[str, str] | None = None) -> Path | None:
     """The configuration file that `Settings.load` would read, or None."""
     return _find_file(os.environ if environment is None else environment)
+
+
+def origins(
+    settings: Settings, *, environment: Mapping[str, str] | None = None
+) -> dict[str, tuple[Any, str]]:
+    """Dotted name → (value in effect, where it came from: a file, a variable, a flag, default)."""
+    environment = os.environ if environment is None else environment
+    without_flags = Settings.load(environment=environment)
+    file = _find_file(environment)
+    in_file = _read_file(file) if file is not None else {}
+    found = {}
+    for name in _leaves(Settings):
+        value = attrgetter(name)(settings)
+        where = "default"
+        if value != attrgetter(name)(without_flags):
+            where = "flag"
+        elif _variable(name) in environment:
+            where = _variable(name)
+        elif name in in_file:
+            where = str(file)
+        found[name] = (value, where)
+    return found
+
+
+def _variable(name: str) -> str:
+    return f"CHIASM_{name.replace('.', '_').upper()}"
 
 
 def _find_file(environment: Mapping[str, str]) -> Path | None:
@@ -134,7 +161,7 @@ def _leaves(cls: type, prefix: str = "") -> dict[str, type]:
     """Dotted name → type of every setting below `cls`."""
     leaves: dict[str, type] = {}
     for name, kind in get_type_hints(cls).items():
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             leaves |= _leaves(kind, f"{prefix}{name}.")
         else:
             leaves[f"{prefix}{name}"] = kind
