@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-READY_SECONDS = 60
+READY_SECONDS = 180  # seconds are enough; a machine with other work needs longer
 
 
 class WeightsMissing(Exception):

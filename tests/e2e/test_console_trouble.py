@@ -29,7 +29,7 @@ def test_starting_server_is_waited_for(open_console: OpenConsole) -> None:
 
     console.page.route("**/readyz", starting)
     console.page.goto(console.url)
-    expect(console.page.get_by_role("heading", name="The server is starting")).to_be_visible()
+    expect(console.page.get_by_role("heading", name="Getting ready")).to_be_visible()
     expect(console.page.get_by_role("main")).to_contain_text("12 of 84 MB")
     console.page.unroute("**/readyz")
     expect(console.tiles.first).to_be_visible()

@@ -98,7 +98,9 @@ function change(key, changes) {
 
 // The server's sentence names the file; beside the file's name that is once too often.
 function withoutName(message, name) {
-  return message.startsWith(`${name}: `) ? message.slice(name.length + 2) : message;
+  if (!message.startsWith(`${name}: `)) return message;
+  const rest = message.slice(name.length + 2);
+  return rest.charAt(0).toUpperCase() + rest.slice(1);
 }
 
 function refresh() {

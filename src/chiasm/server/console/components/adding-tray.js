@@ -81,7 +81,7 @@ function FileRow({ name, status, progress, id, of, collection, reason }) {
         ? html`<a href=${href({ collection, item: shown })} onClick=${(event) => follow(event, { collection, item: shown })}>${name.split("/").at(-1)}</a>`
         : name.split("/").at(-1)}
     </span>
-    <span class="adding-status">${reason ?? WORDS[status]}</span>
+    <span class="adding-status">${reason ?? (status === "sending" && progress === 1 ? "Embedding" : WORDS[status])}</span>
     ${status === "sending" && html`<progress aria-label=${`Sending ${name}`} value=${progress} max="1"></progress>`}
     ${MARKS[status] && html`<span class="adding-mark"><${Icon} name=${MARKS[status]} /></span>`}
   </li>`;

@@ -73,8 +73,8 @@ function Question({ title, text, label, action, danger, submit, resolve }) {
       </label>`}
       ${error && html`<p class="field-error" role="alert">${error}</p>`}
       <div class="ask-actions">
-        <button type="button" class="button" onClick=${cancel}>Cancel</button>
-        <button type="submit" class=${`button ${danger ? "danger" : "primary"}`} disabled=${busy} autofocus=${!label}>${action}</button>
+        <button type="button" class="button" autofocus=${danger} onClick=${cancel}>Cancel</button>
+        <button type="submit" class=${`button ${danger ? "danger" : "primary"}`} disabled=${busy} autofocus=${!danger && !label}>${action}</button>
       </div>
     </form>
   </dialog>`;

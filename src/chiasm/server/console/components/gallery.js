@@ -7,7 +7,7 @@ import { Score } from "./score.js";
 
 // Very wide and very tall pictures are letterboxed rather than given a whole row or a sliver.
 const NARROWEST = 0.62;
-const WIDEST = 2.4;
+const WIDEST = 3;
 
 export function Gallery({ hits, best, busy, current, onCurrent, label }) {
   const list = useRef(null);

@@ -9,6 +9,11 @@ import { Icon } from "./icons.js";
 
 const TYPING_MILLISECONDS = 200;
 
+// Nothing can be dropped with a finger.
+const PLACEHOLDER = matchMedia("(pointer: coarse)").matches
+  ? "Describe a picture"
+  : "Describe a picture, or drop one here";
+
 export async function searchWith(file) {
   const image = await remember(file);
   go({ image, like: "", item: "" });
@@ -107,7 +112,7 @@ export function SearchBox() {
         type="search"
         name="q"
         aria-label="Describe the picture you are looking for"
-        placeholder=${image || like ? "and say what should be different" : "Describe a picture, or drop one here"}
+        placeholder=${image || like ? "and words, if you like" : PLACEHOLDER}
         autocomplete="off"
         enterkeyhint="search"
         value=${typed}

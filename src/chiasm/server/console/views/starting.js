@@ -4,7 +4,7 @@ import { Notice } from "../components/notice.js";
 import { html } from "../preact.js";
 
 const TITLES = {
-  starting: "The server is starting",
+  starting: "Getting ready",
   unreachable: "The server does not answer",
   failed: "The server cannot start",
 };
@@ -12,9 +12,9 @@ const TITLES = {
 export function Starting({ state, message }) {
   if (state === "connecting") return html`<main class="page" aria-busy="true"></main>`;
   return html`<main class="page">
-    <${Notice} title=${TITLES[state]} role="status">
+    <${Notice} logo title=${TITLES[state]} role="status">
       <p>${message}</p>
-      <p class="waiting"><span class="pulse"></span>This page goes on by itself.</p>
+      <p class="hint">This page goes on by itself.</p>
     <//>
   </main>`;
 }

@@ -1,0 +1,113 @@
+"""Takes the pictures of the console that the documentation shows.
+
+    python -m tests.e2e.screenshots docs/images
+
+It starts a server with the sample collection, and needs Chromium and the default weights.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import PIL.ImageColor
+from playwright.sync_api import Browser, expect, sync_playwright
+
+from tests.e2e.conftest import PLACES, new_picture, sample_picture
+from tests.e2e.console_page import CHROMIUM_FLAGS, PHONE, ConsolePage
+from tests.e2e.serving import ServerProcess
+
+# A palette keeps the files small. The picture's own colours make it up, but for these few, which
+# cover too little of it to be found: the logo's and the buttons'.
+COLOURS = 256
+FIXED = ("#e0654a", "#5b61dd", "#4a4fce", "#a9acff", "#b3301b", "#ff9a86", "#22734a", "#7fd3a4")
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    executable = next(filter(None, map(shutil.which, PLACES)))
+    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
+        server = ServerProcess(Path(temporary)).wait()
+        browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
+        try:
+            take(browser, server, folder)
+        finally:
+            browser.close()
+            server.stop()
+
+
+def take(browser: Browser, server: ServerProcess, folder: Path) -> None:
+    """Every picture, one window a picture."""
+
+    def window(**context: Any) -> ConsolePage:
+        return ConsolePage(browser, server.url, **context)
+
+    for scheme in ("light", "dark"):
+        console = window(color_scheme=scheme)
+        console.open("sample").search("a hot drink")
+        save(console, folder / f"console-search-{scheme}.png")
+
+    console = window(color_scheme="light")
+    console.open("sample", q="a pet", item="chelsea")
+    console.item.locator(".neighbours li").nth(11).wait_for()
+    save(console, folder / "console-item.png")
+
+    console = window(color_scheme="dark")
+    console.open("sample")
+    console.drop(console.search_field, {"rocket.webp": sample_picture("rocket")})
+    console.page.locator(".gallery .score").first.wait_for()
+    console.search("in the city")
+    save(console, folder / "console-both.png")
+
+    console = window(**PHONE, color_scheme="light")
+    console.open("sample").search("a flower")
+    save(console, folder / "console-phone.png")
+    console.tiles.first.tap()
+    console.item.locator(".neighbours li").nth(11).wait_for()
+    save(console, folder / "console-phone-item.png")
+
+    console = window(color_scheme="light")
+    console.open("sample")
+    files = {f"shelf-{number:02}.png": new_picture(number) for number in range(1, 7)}
+    console.drop(
+        console.page.locator("main"),
+        files
+        | {
+            "coffee.webp": sample_picture("coffee"),
+            "cut-short.png": new_picture(9)[:300],
+        },
+    )
+    expect(console.tray.get_by_role("heading")).to_have_text("6 added, 1 already there, 1 failed")
+    save(console, folder / "console-adding.png")
+
+
+def save(console: ConsolePage, path: Path) -> None:
+    """The window as it is, as a small PNG; then close it unless nothing was wrong with it."""
+    console.page.evaluate("() => document.fonts.ready")
+    console.page.wait_for_function(
+        "() => [...document.images].every((image) => image.complete || image.loading === 'lazy')"
+    )
+    console.page.wait_for_timeout(400)
+    with PIL.Image.open(io.BytesIO(console.page.screenshot())) as picture:
+        save_small(picture.convert("RGB"), path)
+    print(f"{path}  {path.stat().st_size / 1024:.0f} KB")  # noqa: T201
+    assert not console.errors, console.errors
+
+
+def save_small(picture: PIL.Image.Image, path: Path) -> None:
+    """A PNG of 256 colours."""
+    found = picture.quantize(COLOURS - len(FIXED)).getpalette() or []
+    fixed = [level for colour in FIXED for level in PIL.ImageColor.getrgb(colour)]
+    palette = PIL.Image.new("P", (1, 1))
+    palette.putpalette(found + fixed)
+    dithered = picture.quantize(palette=palette, dither=PIL.Image.Dither.FLOYDSTEINBERG)
+    dithered.save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
