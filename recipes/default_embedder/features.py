@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
-import torch
-
 import recipe
-from chiasm.models.efficientnet_lite import EfficientNetLite
+import torch
 from pictures import Picture
 from views import composite, plain
+
+from chiasm.models.efficientnet_lite import EfficientNetLite
 
 BATCH = 32
 _CUTOUT_SIDE = 320  # pixels; composites need no more
@@ -65,18 +65,22 @@ def main() -> None:
 
 
 def make_view(
-    pictures: list[Picture], work: Path, number: int, side: int, seed: int, index: int
+    pictures: list[Picture], work: Path | None, number: int, side: int, seed: int, index: int
 ) -> npt.NDArray[np.uint8]:
-    """View `number` of a picture: uint8 [side, side, 3]. View 0 is the plain one."""
+    """View `number` of a picture: uint8 [side, side, 3]. View 0 is the plain one.
+
+    work: where shrunken cut-outs are kept between rounds; None keeps none.
+    """
     if number == 0:
         return np.asarray(plain(pictures[index].open(), side))
-    small = work / "cutouts" / f"{index}.png"
-    if small.exists():
+    small = work and work / "cutouts" / f"{index}.png"
+    if small and small.exists():
         cutout = PIL.Image.open(small)
     else:
         cutout = pictures[index].open()
         cutout.thumbnail((_CUTOUT_SIDE, _CUTOUT_SIDE), PIL.Image.Resampling.LANCZOS)
-        cutout.save(small)
+        if small:
+            cutout.save(small)
     random = np.random.default_rng([seed, number, index])
     return np.asarray(composite(cutout, side, random, flip=not pictures[index].glyph))
 

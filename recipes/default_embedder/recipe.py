@@ -10,17 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pictures as sources
 import torch
+from pictures import Picture
 from torch import Tensor
 
-import pictures as sources
 from chiasm.models.bert import BERT
 from chiasm.models.catalog import pull
 from chiasm.models.checkpoint import load_model
 from chiasm.models.efficientnet_lite import EfficientNetLite, load_published
 from chiasm.models.tokenizer import Tokenizer
 from chiasm.settings import Settings
-from pictures import Picture
 
 HERE = Path(__file__).parent
 

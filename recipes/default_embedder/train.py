@@ -9,7 +9,6 @@ tower itself holds them apart.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import phrases
+import recipe
 import torch
 import torch.nn.functional as F
+from pictures import Picture
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import phrases
-import recipe
-from chiasm.models.aligned import HEADS, SHIPPED, HeadsConfig, ImageHead, TextHead, head_mean
-from pictures import Picture
+from chiasm.models.aligned import HEADS, HeadsConfig, ImageHead, TextHead, head_mean
 
 
 @dataclass

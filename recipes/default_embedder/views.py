@@ -9,7 +9,6 @@ import numpy.typing as npt
 import PIL.Image
 import PIL.ImageEnhance
 import PIL.ImageFilter
-
 from pictures import on_colour
 
 Array = npt.NDArray[np.float64]

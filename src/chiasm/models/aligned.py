@@ -10,7 +10,6 @@ by name needs no alignment.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -52,6 +51,9 @@ class HeadsConfig:
 class ImageHead(nn.Module):
     """A picture's summary and its class logits → the shared space."""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, config: HeadsConfig) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(config.summary))
@@ -77,6 +79,8 @@ class ImageHead(nn.Module):
 
 class TextHead(nn.Module):
     """A sentence embedding → the shared space: nearly the identity, so that meanings carry over."""
+
+    mean: Tensor
 
     def __init__(self, config: HeadsConfig) -> None:
         super().__init__()
