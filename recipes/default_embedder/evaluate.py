@@ -101,10 +101,8 @@ def same_object(pictures: Sequence[Picture]) -> Tensor:
 
 def encode_images(embedder: DualEncoderCheckpoint, images: Iterator[Image]) -> Tensor:
     """Unit length: [images, dimension]."""
-    rows = []
     with torch.inference_mode():
-        for image in images:
-            rows.append(embedder.model.encode_image(embedder.preprocessor([image])))
+        rows = [embedder.model.encode_image(embedder.preprocessor([image])) for image in images]
     return F.normalize(torch.cat(rows), dim=-1)
 
 

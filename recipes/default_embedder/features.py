@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import phrases
 import PIL.Image
 import recipe
 import torch
@@ -34,7 +35,13 @@ def main() -> None:
     work = Path(settings["work"])
     pictures = recipe.pictures(settings)
     (work / "cutouts").mkdir(parents=True, exist_ok=True)
-    tower, _, _ = recipe.towers()
+    tower, text, tokenizer = recipe.towers()
+    if not (work / "texts.npz").exists():
+        said = [phrase.text for picture in pictures for phrase in phrases.of_picture(picture)]
+        named = phrases.imagenet(work / "fetched/timm/data/_info")
+        texts = list(dict.fromkeys([*said, *(name for names in named for name in names)]))
+        rows = recipe.encode_texts(text, tokenizer, texts)
+        np.savez(work / "texts.npz", texts=np.array(texts), embeddings=rows.numpy())
     rounds = max(settings["views"][kind] for kind in ("stamp", "openclipart", "emoji"))
     with multiprocessing.Pool(2) as pool:
         for number in range(rounds + 1):

@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import recipe
@@ -33,7 +34,7 @@ def main() -> None:
         once(target / name, package, lambda spec: wheel(spec, target))
 
 
-def once(result: Path, package: str, fetch) -> None:  # noqa: ANN001
+def once(result: Path, package: str, fetch: Callable[[str], None]) -> None:
     """Call `fetch` unless its result is there."""
     if result.exists():
         print(f"{package}: there already")

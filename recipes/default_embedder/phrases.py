@@ -1,4 +1,4 @@
-"""What people may type for a picture: its caption, its nouns and its keywords, said several ways."""
+"""What people may type for a picture: caption, nouns and keywords, said several ways."""
 
 from __future__ import annotations
 
