@@ -340,9 +340,11 @@ def test_an_index_may_not_point_outside_its_folder(clip_folder: Path) -> None:
         ({"model_type": ...}, "model_type None"),
         ({"text_config": []}, "text_config must be an object"),
         ({"projection_dim": "wide"}, "projection_dim must be int, not 'wide'"),
-        ({"vision_config": {"num_attention_heads": 5}}, "5 attention heads"),
-        ({"vision_config": {"num_hidden_layers": 0}}, "no layers"),
-        ({"vision_config": {"hidden_act": "mish"}}, "'mish'"),
+        ({"vision_config": {"num_attention_heads": 5}}, "num_attention_heads is 5"),
+        ({"vision_config": {"num_hidden_layers": 0}}, "num_hidden_layers is 0"),
+        ({"vision_config": {"hidden_act": "mish"}}, "hidden_act is 'mish'"),
+        ({"vision_config": {"patch_size": 0}}, "patch_size is 0"),
+        ({"vision_config": {"image_size": [32]}}, r"vision_config\.image_size must be int"),
         ({"vision_config": {"patch_size": [8, 8]}}, r"vision_config\.patch_size must be int"),
     ],
 )
@@ -350,8 +352,9 @@ def test_configurations_that_cannot_be_built_are_refused(
     clip_folder: Path, entries: dict[str, Any], words: str
 ) -> None:
     reconfigure(clip_folder, **entries)
-    with pytest.raises(UnsupportedCheckpoint, match=words):
+    with pytest.raises(UnsupportedCheckpoint, match=words) as caught:
         load_model(clip_folder)
+    assert str(clip_folder / "config.json") in caught.value.message
 
 
 def test_missing_and_broken_files_are_named(clip_folder: Path) -> None:

@@ -162,10 +162,10 @@ def test_an_empty_batch_has_the_right_shape() -> None:
     ("config", "words"),
     [
         ({"image_processor_type": "LlavaImageProcessor"}, "LlavaImageProcessor"),
-        ({}, "image processor"),
-        ({"image_processor_type": "CLIPImageProcessor", "do_resize": False}, "resizing off"),
+        ({}, "The image processor is ''"),
+        ({"image_processor_type": "CLIPImageProcessor", "do_resize": False}, "do_resize is off"),
         ({"image_processor_type": "CLIPImageProcessor", "do_center_crop": False}, "same height"),
-        ({"image_processor_type": "CLIPImageProcessor", "resample": 0}, "filter 0"),
+        ({"image_processor_type": "CLIPImageProcessor", "resample": 0}, "resample is 0"),
         ({"image_processor_type": "CLIPImageProcessor", "image_mean": [0.5]}, "three numbers"),
     ],
 )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from chiasm.errors import InvalidRequest
 from chiasm.models.configuration import TransformerConfig
 from chiasm.models.layout import Layout, under
-from chiasm.models.transformer import MLP, Attention
+from chiasm.models.transformer import MLP, Attention, TextEmbedding, attended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,7 @@ class BERT(nn.Module):
         super().__init__()
         self.config = config
         width = config.hidden_size
-        self.token_embedding = nn.Embedding(config.vocab_size, width)
-        self.position_embedding = nn.Embedding(config.max_position_embeddings, width)
+        self.embedding = TextEmbedding(config.vocab_size, config.max_position_embeddings, width)
         self.type_embedding = nn.Embedding(config.type_vocab_size, width)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.blocks = nn.ModuleList(BERTBlock(config) for _ in range(config.num_hidden_layers))
@@ -67,20 +66,14 @@ class BERT(nn.Module):
         ids: int64 [batch, tokens]. mask: bool [batch, tokens], False at padding.
         types: int64 [batch, tokens], which of two joined texts a token belongs to; zeros if None.
         """
-        length = ids.shape[1]
-        if length > self.config.max_position_embeddings:
-            raise InvalidRequest(
-                f"A text has {length} tokens; the model reads at most "
-                f"{self.config.max_position_embeddings}."
-            )
-        tokens = self.token_embedding(ids) + self.position_embedding.weight[:length]
+        tokens = self.embedding(ids)
         tokens = tokens + (
             self.type_embedding.weight[0] if types is None else self.type_embedding(types)
         )
         tokens = self.norm(tokens)  # [batch, tokens, width]
-        attended = _attended(mask)
+        allowed = attended(mask)
         for block in self.blocks:
-            tokens = block(tokens, attended)
+            tokens = block(tokens, allowed)
         return tokens
 
     def pool(self, tokens: Tensor) -> Tensor:
@@ -90,17 +83,10 @@ class BERT(nn.Module):
         return torch.tanh(self.pooler(tokens[:, 0]))
 
 
-def _attended(mask: Tensor | None) -> Tensor | None:
-    """The mask as attention wants it, [batch, 1, 1, tokens]; None when nothing is padded."""
-    if mask is None or bool(mask.all()):
-        return None
-    return mask.bool()[:, None, None]
-
-
 LAYOUT = Layout(
     rows={
-        "token_embedding": "embeddings.word_embeddings",
-        "position_embedding": "embeddings.position_embeddings",
+        "embedding.token": "embeddings.word_embeddings",
+        "embedding.position": "embeddings.position_embeddings",
         "type_embedding": "embeddings.token_type_embeddings",
         "norm": "embeddings.LayerNorm",
         "pooler": "pooler.dense",

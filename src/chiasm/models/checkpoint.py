@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from chiasm.errors import NoSpace, UnknownModel, UnsupportedCheckpoint
+from chiasm.errors import ChiasmError, NoSpace, UnknownModel, UnsupportedCheckpoint
 from chiasm.models import bert, catalog, clip, convnext, siglip, vit
 from chiasm.models.catalog import Progress
 from chiasm.models.configuration import read_config, write_config
 from chiasm.models.dual_encoder import DualEncoder
-from chiasm.models.layout import Layout, collisions
+from chiasm.models.layout import Layout
 from chiasm.models.preprocess import AnyPreprocessor, preprocessor_from_config
 from chiasm.models.tokenizer import TOKENIZER_FILES, TextRules, Tokenizer
 
@@ -157,15 +159,13 @@ def load_model(folder: Path | str) -> nn.Module:
     architecture = _architecture(entries, folder)
     layout = architecture.layout
     tensors = read_tensors(folder)
-    doubled = collisions(tensors, layout)
-    if doubled:
+    if doubled := layout.doubled(tensors):
         raise UnsupportedCheckpoint(f"{folder}: tensors appear twice: {', '.join(doubled)}.")
     tensors = {layout.published(name): tensor for name, tensor in tensors.items()}
     parts = {part: name in tensors for part, name in architecture.optional.items()}
-    config = read_config(architecture.config, entries)
     # On the meta device nothing is allocated or initialised before the real tensors move in.
-    with torch.device("meta"):
-        model = architecture.model(config, **parts)
+    with _naming(folder / CONFIG), torch.device("meta"):
+        model = architecture.model(read_config(architecture.config, entries), **parts)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     model.load_state_dict(layout.read(tensors, shapes, str(folder)), assign=True)
     return model.eval()
@@ -173,10 +173,14 @@ def load_model(folder: Path | str) -> nn.Module:
 
 def load_preprocessor(folder: Path | str) -> AnyPreprocessor:
     """What `preprocessor_config.json` (or the processor's file that replaces it) describes."""
-    folder = Path(folder)
-    if not (folder / PREPROCESSOR).is_file() and (folder / PROCESSOR).is_file():
-        return preprocessor_from_config(read_json(folder / PROCESSOR).get("image_processor", {}))
-    return preprocessor_from_config(read_json(folder / PREPROCESSOR))
+    path = Path(folder) / PREPROCESSOR
+    if path.is_file() or not path.with_name(PROCESSOR).is_file():
+        entries = read_json(path)
+    else:
+        path = path.with_name(PROCESSOR)
+        entries = read_json(path).get("image_processor") or {}
+    with _naming(path):
+        return preprocessor_from_config(entries)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -274,6 +278,15 @@ def _architecture(entries: Mapping[str, Any], folder: Path) -> Architecture:
     return architecture
 
 
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file's name before what is wrong with its entries."""
+    try:
+        yield
+    except UnsupportedCheckpoint as error:
+        raise UnsupportedCheckpoint(f"{path}: {error.message}", hint=error.hint) from None
+
+
 # Saving -----------------------------------------------------------------------------------------
 
 
@@ -301,13 +314,16 @@ def save_checkpoint(
     tensors = architecture.layout.write(
         {name: tensor.to(torch.float32) for name, tensor in model.state_dict().items()}
     )
+    needed = sum(tensor.nbytes for tensor in tensors.values())
+    if shutil.disk_usage(folder).free < needed:
+        raise NoSpace(f"{folder / WEIGHTS} needs {needed / 1e6:.0f} MB, more than the disk has.")
     partial = folder / f".{WEIGHTS}.partial"
     try:
         save_file(tensors, partial, metadata={"format": "pt"})
         partial.replace(folder / WEIGHTS)
     except (OSError, SafetensorError):
         partial.unlink(missing_ok=True)
-        raise NoSpace(f"{folder / WEIGHTS} could not be written.") from None
+        raise ChiasmError(f"{folder / WEIGHTS} could not be written.") from None
 
 
 def _write_json(path: Path, entries: Mapping[str, Any]) -> None:

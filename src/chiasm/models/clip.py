@@ -14,10 +14,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from chiasm.errors import InvalidRequest
 from chiasm.models.configuration import TransformerConfig
 from chiasm.models.layout import Layout, Names, under
-from chiasm.models.transformer import Blocks
+from chiasm.models.transformer import Blocks, TextEmbedding
 from chiasm.models.vit import ViT, ViTConfig
 
 # Checkpoints converted before 2023 call token 2 the end of text, which it is not in CLIP's
@@ -78,15 +77,16 @@ class CausalTextTower(nn.Module):
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.embedding = TextEmbedding(
+            config.vocab_size, config.max_position_embeddings, config.hidden_size
+        )
         self.blocks = Blocks(config)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def tokens(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Every token after the last norm, [batch, tokens, width]."""
         allowed = _allowed(mask)
-        return self.norm(self.blocks(self._embed(ids), allowed, allowed is None))
+        return self.norm(self.blocks(self.embedding(ids), allowed, allowed is None))
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """The end-of-text token after the last norm, [batch, width].
@@ -98,21 +98,12 @@ class CausalTextTower(nn.Module):
         length = int(ends.max()) + 1
         ids, mask = ids[:, :length], None if mask is None else mask[:, :length]
         allowed = _allowed(mask)
-        return self.norm(self.blocks.one(self._embed(ids), ends, allowed, allowed is None))
+        return self.norm(self.blocks.one(self.embedding(ids), ends, allowed, allowed is None))
 
     def ends(self, ids: Tensor) -> Tensor:
         """The position of each text's end-of-text token, int64 [batch]."""
         end = self.config.eos_token_id
         return (ids if end == _WRONG_END else (ids == end).int()).argmax(dim=-1)
-
-    def _embed(self, ids: Tensor) -> Tensor:
-        length = ids.shape[1]
-        if length > self.config.max_position_embeddings:
-            raise InvalidRequest(
-                f"A text has {length} tokens; the model reads at most "
-                f"{self.config.max_position_embeddings}."
-            )
-        return self.token_embedding(ids) + self.position_embedding.weight[:length]
 
 
 def _allowed(mask: Tensor | None) -> Tensor | None:
@@ -166,8 +157,8 @@ BLOCK: dict[str, Names] = {
     "mlp.fc2": "mlp.fc2",
 }
 TEXT_TOWER: dict[str, Names] = {
-    "token_embedding": "embeddings.token_embedding",
-    "position_embedding": "embeddings.position_embedding",
+    "embedding.token": "embeddings.token_embedding",
+    "embedding.position": "embeddings.position_embedding",
     "norm": "final_layer_norm",
     **under("blocks.{}", "encoder.layers.{}", BLOCK),
 }

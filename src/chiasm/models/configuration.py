@@ -29,13 +29,19 @@ class TransformerConfig:
     layer_norm_eps: float = 1e-12
 
     def __post_init__(self) -> None:
-        if self.num_hidden_layers < 1 or self.num_attention_heads < 1:
-            raise UnsupportedCheckpoint("The configuration asks for no layers or no heads.")
+        at_least_one(self, "hidden_size", "num_hidden_layers", "num_attention_heads")
         if self.hidden_size % self.num_attention_heads:
             raise UnsupportedCheckpoint(
-                f"The configuration asks for {self.num_attention_heads} attention heads, which do "
-                f"not divide its hidden_size of {self.hidden_size}."
+                f"num_attention_heads is {self.num_attention_heads}, which does not divide "
+                f"hidden_size, {self.hidden_size}."
             )
+
+
+def at_least_one(config: Any, *names: str) -> None:
+    """Raise UnsupportedCheckpoint unless these fields are positive."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UnsupportedCheckpoint(f"{name} is {getattr(config, name)}.")
 
 
 def read_config(kind: type[T], entries: Mapping[str, Any], path: str = "") -> T:
@@ -56,10 +62,10 @@ def read_config(kind: type[T], entries: Mapping[str, Any], path: str = "") -> T:
             continue
         name, hint, value = f"{path}{field.name}", hints[field.name], entries[field.name]
         if is_dataclass(hint):
-            if value is None:
+            if value is None:  # all defaults
                 continue
             if not isinstance(value, Mapping):
-                raise UnsupportedCheckpoint(f"config.json: {name} must be an object.")
+                raise UnsupportedCheckpoint(f"{name} must be an object.")
             arguments[field.name] = read_config(hint, value, f"{name}.")  # type: ignore[arg-type]
         else:
             arguments[field.name] = _checked(value, hint, name)
@@ -84,7 +90,9 @@ def write_config(config: Any) -> dict[str, Any]:
 def _checked(value: Any, hint: Any, name: str) -> Any:
     for kind in get_args(hint) if isinstance(hint, UnionType) else (hint,):
         if get_origin(kind) is tuple:
-            if isinstance(value, list | tuple) and all(type(item) is int for item in value):
+            items = get_args(kind)
+            fits = ... in items or (isinstance(value, list | tuple) and len(items) == len(value))
+            if isinstance(value, list | tuple) and fits and all(type(n) is int for n in value):
                 return tuple(value)
         elif kind is float:
             if isinstance(value, int | float) and not isinstance(value, bool):
@@ -92,4 +100,4 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
         elif type(value) is kind:
             return value
     expected = hint.__name__ if isinstance(hint, type) else str(hint).replace(" | None", "")
-    raise UnsupportedCheckpoint(f"config.json: {name} must be {expected}, not {value!r}.")
+    raise UnsupportedCheckpoint(f"{name} must be {expected}, not {value!r}.")

@@ -35,7 +35,7 @@ class ConvNeXtConfig:
     def __post_init__(self) -> None:
         if not self.num_stages == len(self.hidden_sizes) == len(self.depths):
             raise UnsupportedCheckpoint(
-                f"config.json: {self.num_stages} stages, but {len(self.hidden_sizes)} hidden_sizes "
+                f"{self.num_stages} stages, but {len(self.hidden_sizes)} hidden_sizes "
                 f"and {len(self.depths)} depths."
             )
 

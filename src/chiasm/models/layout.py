@@ -8,7 +8,8 @@ and values), the row lists them in order. Loading and saving read the same table
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -43,6 +44,11 @@ class Layout:
         for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
         return name
+
+    def doubled(self, names: Iterable[str]) -> list[str]:
+        """Published names that two tensors of a file would both take."""
+        counts = Counter(map(self.published, names))
+        return sorted(name for name, count in counts.items() if count > 1)
 
     def sources(self, ours: str) -> tuple[str, ...]:
         """The file's tensors that make up the network's tensor `ours`."""
@@ -136,15 +142,6 @@ def under(ours: str, theirs: str, rows: Mapping[str, Names]) -> dict[str, Names]
         )
         for name, names in rows.items()
     }
-
-
-def collisions(names: Iterable[str], layout: Layout) -> Collection[str]:
-    """Published names that two tensors of a file would both take."""
-    seen: set[str] = set()
-    twice: set[str] = set()
-    for name in map(layout.published, names):
-        (twice if name in seen else seen).add(name)
-    return sorted(twice)
 
 
 def _listed(what: str, names: list[str]) -> str:

@@ -100,14 +100,13 @@ class ImagePreprocessor:
         kind = _kind(config)
         if kind == "Siglip2ImageProcessor":
             raise UnsupportedCheckpoint(
-                "preprocessor_config.json describes patches of varying number (NaFlex), not "
-                "pictures of one size."
+                "The image processor cuts patches in varying number (NaFlex), not pictures of one "
+                "size."
             )
         entries = {**_SHARED_DEFAULTS, **_DEFAULTS[kind], **_given(config)}
         if not entries.get("do_resize", True):
             raise UnsupportedCheckpoint(
-                "preprocessor_config.json turns resizing off; pictures of many sizes cannot share "
-                "a batch."
+                "do_resize is off; pictures of many sizes cannot share a batch."
             )
         size, shortest_edge = _target(entries, kind)
         return cls(size, shortest_edge, *_numbers(entries), kind=kind)
@@ -252,8 +251,7 @@ def _kind(config: Mapping[str, Any]) -> str:
     named = named.replace("FeatureExtractor", "ImageProcessor")
     if named not in _DEFAULTS:
         raise UnsupportedCheckpoint(
-            f"preprocessor_config.json names the image processor {named or 'of no class'!r}, "
-            "which is not known here.",
+            f"The image processor is {named!r}, which is not known here.",
             hint=f"Known are {', '.join(_DEFAULTS)}.",
         )
     return named
@@ -281,8 +279,7 @@ def _target(entries: Mapping[str, Any], kind: str) -> tuple[tuple[int, int], int
     if set(size) == {"shortest_edge"} and crop is not None:
         return (int(crop["height"]), int(crop["width"])), int(size["shortest_edge"])
     raise UnsupportedCheckpoint(
-        f"preprocessor_config.json: size {size} with crop {crop} does not give every picture the "
-        "same height and width.",
+        f"size {size} with crop {crop} does not give every picture the same height and width.",
         hint="Give `size` a height and a width, or a shortest_edge together with a `crop_size`.",
     )
 
@@ -291,7 +288,7 @@ def _numbers(entries: Mapping[str, Any]) -> tuple[Resample, float, Triple, Tripl
     resample = _RESAMPLES.get(entries["resample"])
     if resample is None:
         raise UnsupportedCheckpoint(
-            f"preprocessor_config.json asks for resampling filter {entries['resample']!r}.",
+            f"resample is {entries['resample']!r}, which is no filter known here.",
             hint=f"Known are {', '.join(f'{n} ({name})' for n, name in _RESAMPLES.items())}.",
         )
     factor = float(entries["rescale_factor"]) if entries.get("do_rescale", True) else 1.0
@@ -305,7 +302,7 @@ def _triple(values: Any) -> Triple:
         red, green, blue = (float(value) for value in values)
     except (TypeError, ValueError):
         raise UnsupportedCheckpoint(
-            f"preprocessor_config.json: mean and std need three numbers, not {values!r}."
+            f"image_mean and image_std need three numbers, not {values!r}."
         ) from None
     return red, green, blue
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from chiasm.errors import InvalidRequest, UnsupportedCheckpoint
 from chiasm.models.clip import BLOCK, TEXT_TOWER
-from chiasm.models.configuration import TransformerConfig
+from chiasm.models.configuration import TransformerConfig, at_least_one
 from chiasm.models.layout import Layout, under
 from chiasm.models.patches import PatchBatch, patchify
-from chiasm.models.transformer import MLP, Attention, Blocks
+from chiasm.models.transformer import MLP, Attention, Blocks, TextEmbedding, attended
 from chiasm.models.vit import ViT, ViTConfig
 
 
@@ -75,9 +75,10 @@ class SigLIP2VisionConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        at_least_one(self, "patch_size", "num_channels", "num_patches")
         if math.isqrt(self.num_patches) ** 2 != self.num_patches:
             raise UnsupportedCheckpoint(
-                f"config.json: num_patches is {self.num_patches}, which is no square."
+                f"num_patches is {self.num_patches}, which is no square number."
             )
 
 
@@ -122,15 +123,16 @@ class TextTower(nn.Module):
     def __init__(self, config: SigLIPTextConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.embedding = TextEmbedding(
+            config.vocab_size, config.max_position_embeddings, config.hidden_size
+        )
         self.blocks = Blocks(config)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.projection_size or config.hidden_size)
 
     def tokens(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Every token after the last norm, [batch, tokens, width]."""
-        return self.norm(self.blocks(self._embed(ids), _attended(mask)))
+        return self.norm(self.blocks(self.embedding(ids), attended(mask)))
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """The last position's feature, [batch, projection size].
@@ -139,16 +141,7 @@ class TextTower(nn.Module):
         mask: bool [batch, tokens]; None lets the model see its padding, as in training.
         """
         last = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
-        return self.head(self.norm(self.blocks.one(self._embed(ids), last, _attended(mask))))
-
-    def _embed(self, ids: Tensor) -> Tensor:
-        length = ids.shape[1]
-        if length > self.config.max_position_embeddings:
-            raise InvalidRequest(
-                f"A text has {length} tokens; the model reads at most "
-                f"{self.config.max_position_embeddings}."
-            )
-        return self.token_embedding(ids) + self.position_embedding.weight[:length]
+        return self.head(self.norm(self.blocks.one(self.embedding(ids), last, attended(mask))))
 
 
 class SigLIP(nn.Module):
@@ -197,7 +190,7 @@ class NaFlexTower(nn.Module):
     def forward(self, batch: PatchBatch) -> Tensor:
         """Every patch after the last norm, [batch, patches, width]; padding holds no meaning."""
         tokens = self.patch_embedding(batch.patches) + self._positions(batch)
-        return self.norm(self.blocks(tokens, _attended(batch.mask)))
+        return self.norm(self.blocks(tokens, attended(batch.mask)))
 
     def _positions(self, batch: PatchBatch) -> Tensor:
         """[batch, patches, width]."""
@@ -238,7 +231,7 @@ class SigLIP2(nn.Module):
         Pixels need sides that are multiples of the patch size.
         """
         batch = pixels if isinstance(pixels, PatchBatch) else self._patches(pixels)
-        return self.image_head(self.image_tower(batch), _attended(batch.mask))
+        return self.image_head(self.image_tower(batch), attended(batch.mask))
 
     def encode_text(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """int64 [batch, tokens] → [batch, dimension], not normalised."""
@@ -258,24 +251,17 @@ class SigLIP2(nn.Module):
         )
 
 
-def _attended(mask: Tensor | None) -> Tensor | None:
-    """The mask as attention wants it, [batch, 1, 1, tokens]; None when nothing is padded."""
-    if mask is None or bool(mask.all()):
-        return None
-    return mask.bool()[:, None, None]
-
-
 def _check(config: SigLIPConfig | SigLIP2Config) -> None:
     text, vision = config.text_config, config.vision_config
     if not vision.vision_use_head:
         raise UnsupportedCheckpoint(
-            "config.json: without its pooling head (vision_use_head) the image tower gives no "
+            "without its pooling head (vision_use_head) the image tower gives no "
             "feature to compare with a text's."
         )
     width = text.projection_size or text.hidden_size
     if width != vision.hidden_size:
         raise UnsupportedCheckpoint(
-            f"config.json: text features of width {width} cannot be compared with image features "
+            f"text features of width {width} cannot be compared with image features "
             f"of width {vision.hidden_size}."
         )
 

@@ -161,7 +161,7 @@ class Tokenizer:
         plain = Backend.from_str(self._backend.to_str())
         plain.no_truncation()
         plain.save(str(folder / "tokenizer.json"))
-        config = {"model_max_length": self.max_length, **self._config}
+        config = {**self._config, "model_max_length": self.max_length}
         text = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 

@@ -1,7 +1,7 @@
 """The parts that every transformer here is made of: attention, the MLP, the pre-norm block.
 
-Linear layers for queries, keys and values are kept as one matrix, because one large product is
-faster than three small ones; the mapping table of each checkpoint joins and splits them.
+The linear layers for queries, keys and values are kept as one matrix and run as one product; the
+mapping table of each checkpoint joins and splits them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chiasm.errors import UnsupportedCheckpoint
+from chiasm.errors import InvalidRequest, UnsupportedCheckpoint
 from chiasm.models.configuration import TransformerConfig
 
 
@@ -45,9 +45,35 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
         return ACTIVATIONS[name]
     except KeyError:
         raise UnsupportedCheckpoint(
-            f"The configuration names the activation {name!r}, which is not known here.",
+            f"hidden_act is {name!r}, which is not known here.",
             hint=f"Known are {', '.join(ACTIVATIONS)}.",
         ) from None
+
+
+def attended(mask: Tensor | None) -> Tensor | None:
+    """A padding mask, bool [batch, tokens], as attention wants it: [batch, 1, 1, tokens].
+
+    None when nothing is padded, because attention without a mask is faster.
+    """
+    if mask is None or bool(mask.all()):
+        return None
+    return mask.bool()[:, None, None]
+
+
+class TextEmbedding(nn.Module):
+    """A vector for each token plus one for its position."""
+
+    def __init__(self, vocabulary: int, length: int, width: int) -> None:
+        super().__init__()
+        self.token = nn.Embedding(vocabulary, width)
+        self.position = nn.Embedding(length, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """int64 [batch, tokens] → [batch, tokens, width]."""
+        length, longest = ids.shape[1], self.position.num_embeddings
+        if length > longest:
+            raise InvalidRequest(f"A text has {length} tokens; the model reads at most {longest}.")
+        return self.token(ids) + self.position.weight[:length]
 
 
 class Attention(nn.Module):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chiasm.errors import InvalidRequest
-from chiasm.models.configuration import TransformerConfig
+from chiasm.models.configuration import TransformerConfig, at_least_one
 from chiasm.models.layout import Layout, under
 from chiasm.models.transformer import Blocks, activation
 
@@ -26,6 +26,10 @@ class ViTConfig(TransformerConfig):
     num_channels: int = 3
     image_size: int | tuple[int, int] = 224
     patch_size: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self, "patch_size", "num_channels")
 
     @property
     def grid(self) -> tuple[int, int]:
