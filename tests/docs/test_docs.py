@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,6 +75,7 @@ def _source(page: Path) -> str:
     return FENCE.sub("", text)
 
 
+@cache
 def _anchors(page: Path) -> set[str]:
     text = _source(page)
     html = markdown.markdown(text, extensions=["toc", "tables", "attr_list"])
