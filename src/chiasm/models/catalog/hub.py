@@ -86,7 +86,7 @@ def fetch_hf(
     """
     progress = progress or Silent()
     home = cache_dir / "hub" / _safe_name(repo, revision)
-    if (folder := _recorded(home, verify=verify)) is not None:
+    if (folder := _recorded(home, cache_dir, verify=verify)) is not None:
         return folder
     command = f"chiasm pull hf:{repo}{f'@{revision}' if revision else ''}"
     if offline:
@@ -95,12 +95,15 @@ def fetch_hf(
             hint=f"With a network connection, run: {command}",
         )
     with disk_errors(cache_dir), locked(home, repo, progress):
-        if (folder := _recorded(home, verify=verify)) is not None:
+        if (folder := _recorded(home, cache_dir, verify=verify)) is not None:
             return folder  # another process fetched it while this one waited
+        home.mkdir(exist_ok=True)
         with _hub_errors(repo, revision, command):
             commit, files = _list_files(repo, revision)
             folder = _download(repo, commit, files, cache_dir, progress)
-        _record(home, folder, commit, {file.path: file.digest for file in files})
+        digests = {file.path: file.digest for file in files}
+        write_manifest(folder, digests, manifest=home / MANIFEST)
+        _write_record(home, cache_dir, folder, commit, digests)
     return folder
 
 
@@ -124,20 +127,22 @@ def collect(
 # What was fetched before ------------------------------------------------------------------------
 
 
-def _recorded(home: Path, *, verify: bool) -> Path | None:
+def _recorded(home: Path, cache_dir: Path, *, verify: bool) -> Path | None:
     """The folder recorded in `home`, if its files are still what the hub said they are."""
     try:
         record = json.loads((home / "record.json").read_bytes())
-        folder, digests = Path(record["folder"]), dict(record["digests"])
+        folder, digests = cache_dir / record["folder"], dict(record["digests"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # never fetched, or the record is damaged: fetch again
     whole = is_whole(folder, digests, verify=verify, manifest=home / MANIFEST)
     return folder if whole else None
 
 
-def _record(home: Path, folder: Path, commit: str, digests: dict[str, str]) -> None:
-    home.mkdir(parents=True, exist_ok=True)
-    write_manifest(folder, digests, manifest=home / MANIFEST)
+def _write_record(
+    home: Path, cache_dir: Path, folder: Path, commit: str, digests: dict[str, str]
+) -> None:
+    if folder.is_relative_to(cache_dir.resolve()):
+        folder = folder.relative_to(cache_dir.resolve())  # the cache may be moved as a whole
     record = {"folder": str(folder), "commit": commit, "digests": digests}
     write_atomically(home / "record.json", json.dumps(record, indent=1).encode())
 
@@ -196,24 +201,19 @@ def _download(
             hint="Often a pull request of the repository holds them converted: "
             f"write hf:{repo}@refs/pr/ and its number.",
         )
-    hub_cache = _hub_cache(cache_dir)
-    folders = {
-        place.parents[file.path.count("/")]
-        for file in files
-        for place in [_download_file(repo, commit, file, hub_cache, cache_dir, progress)]
-    }
-    (folder,) = folders
-    return folder
+    for file in files:
+        place = _download_file(repo, commit, file, cache_dir, progress)
+    return place.parents[file.path.count("/")]  # every file has the same one, its commit's
 
 
 def _download_file(
     repo: str,
     commit: str,
     file: _Remote,
-    hub_cache: Path | None,
     cache_dir: Path,
     progress: Progress,
 ) -> Path:
+    hub_cache = _hub_cache(cache_dir)
     require_space(_existing(hub_cache or cache_dir), file.bytes, cache_dir)
     got = ""
     # Twice: what the hub's cache holds already is taken as it is, and may be damaged.
@@ -229,7 +229,7 @@ def _download_file(
 
 
 def _hub_file(repo: str, path: str, revision: str | None, bar: type, **place: Path | None) -> Path:
-    """One file by the hub's own library. A cut connection is taken up again, as often as need be.
+    """One file by the hub's own library; a connection that is cut is taken up again.
 
     place: `cache_dir` or `local_dir`.
     """

