@@ -67,7 +67,7 @@ class File:
 class Entry:
     """A name of the catalogue.
 
-    bytes: what has to be fetched, in bytes; rounded for hub entries.
+    bytes: what has to be fetched, with what the entry needs; rounded for hub entries.
     files: path → size and digest of the unpacked files. Empty for hub entries, whose commit and
         digests are recorded on first use, and for entries that only name others.
     needs: names of entries that are fetched with this one.
