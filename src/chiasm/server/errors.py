@@ -28,7 +28,8 @@ INTERNAL_HINT = "The server's log says more under this answer's x-request-id."
 RETRY_AFTER_SECONDS = 2
 
 _LONGEST_PARAM = 120
-_BASE64 = re.compile(r"base64,[^\s'\"]{0,2}[^\s'\"]*")
+_BASE64 = re.compile(r"base64,[^\s'\"]+")
+_PLACES = {"body", "query", "path", "header", "cookie"}
 _BY_STATUS = {
     404: ("There is nothing at {path}.", "not_found"),
     405: ("{path} does not answer to {method}.", "method_not_allowed"),
@@ -127,9 +128,6 @@ def _path(location: Sequence[Any]) -> str:
     for part in location[1:] if location and location[0] in _PLACES else location:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     return path
-
-
-_PLACES = {"body", "query", "path", "header", "cookie"}
 
 
 def shown(text: str) -> str:

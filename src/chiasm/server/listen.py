@@ -6,7 +6,9 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from chiasm.errors import ConfigurationError
@@ -58,11 +60,23 @@ def run(
             ws="none",
         )
     )
-    # uvicorn raises the signal again once it has stopped; that it was asked to is no failure.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    with listener:
+    with listener, _asked_to_stop_is_no_failure():
         server.run(sockets=[listener])
+
+
+@contextmanager
+def _asked_to_stop_is_no_failure() -> Iterator[None]:
+    """Once it has stopped, uvicorn raises the signal again, for whoever else handles it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _bind(host: str, port: int) -> socket.socket:

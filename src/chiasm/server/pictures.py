@@ -123,7 +123,7 @@ class PictureOpener:
     ) -> AsyncGenerator[list[Opened]]:
         """What became of each of `pictures`, in their order, in groups that fit the budget.
 
-        The memory of a group is charged until the next one is asked for: let go of it by then.
+        The memory of a group is charged until the next one is asked for; its list is then emptied.
         Consume this within `contextlib.aclosing`.
         """
         for start in range(0, len(pictures), _MOST_AT_ONCE):
@@ -136,7 +136,9 @@ class PictureOpener:
             while charged:
                 group, charged = _affordable(charged, self._budget.total)
                 async with self._budget.reserve(sum(picture.cost for picture in group)):
-                    yield await self._decode(group, shortest_side)
+                    opened = await self._decode(group, shortest_side)
+                    yield opened
+                    opened.clear()  # what is charged no longer is held no longer
 
     def _charge(self, pictures: Sequence[Encoded], shortest_side: int | None) -> list[_Charged]:
         """Read the encoded bytes and their headers."""

@@ -201,6 +201,8 @@ class Runtime:
         import chiasm.retrieval.lance_store  # noqa: F401 -- else the first request would do it
         from chiasm.retrieval import Library, load_embedder
 
+        if self._stop.is_set():
+            raise NotReady("The server is stopping.")
         started = time.perf_counter()
         embedder = self._given or load_embedder(self.settings, progress=self.progress)
         batching = BatchingEmbedder(embedder)

@@ -146,7 +146,11 @@ _INPUT: dict[str, Any] = {
 
 
 class EmbeddingRequest(Request):
-    """Texts and pictures to place in one space."""
+    """Texts and pictures to place in one space.
+
+    Of a text that is longer than the model's context only that much is read;
+    `usage.prompt_tokens` says how much it was.
+    """
 
     model_config = _example(
         model="default",

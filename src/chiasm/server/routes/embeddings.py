@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from contextlib import aclosing
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 import pydantic_core
@@ -15,7 +15,7 @@ from chiasm.errors import InvalidRequest
 from chiasm.server.batching import BatchingEmbedder, Vectors
 from chiasm.server.dependencies import Loaded, State, find_model
 from chiasm.server.openapi import refusals
-from chiasm.server.pictures import Encoded, from_data_url
+from chiasm.server.pictures import Encoded, Opened, from_data_url
 from chiasm.server.runtime import Runtime
 from chiasm.server.schemas import (
     LONGEST_TEXT,
@@ -24,6 +24,9 @@ from chiasm.server.schemas import (
     EmbeddingResponse,
     is_unicode,
 )
+
+if TYPE_CHECKING:
+    from chiasm.media import Image
 
 router = APIRouter(prefix="/v1", tags=["embeddings"])
 
@@ -90,14 +93,19 @@ async def embed_pictures(
     groups = runtime.pictures.open_groups(pictures, shortest_side=embedder.decode_side)
     async with aclosing(groups):
         async for group in groups:
-            images = []
-            for picture in group:
-                if picture.error is not None:
-                    raise picture.error
-                assert picture.image is not None
-                images.append(picture.image)
-            parts.append(await runtime.embed(embedder.embed_images, images))
+            vectors = await runtime.embed(embedder.embed_images, _images(group))
+            parts.append(vectors)
     return np.concatenate(parts)
+
+
+def _images(group: Sequence[Opened]) -> list[Image]:
+    images = []
+    for picture in group:
+        if picture.error is not None:
+            raise picture.error
+        assert picture.image is not None
+        images.append(picture.image)
+    return images
 
 
 def _joined(inputs: Sequence[Sequence[Part]], texts: Vectors, images: Vectors) -> list[Vectors]:

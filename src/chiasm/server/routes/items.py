@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -341,41 +342,49 @@ async def _add(
         for index, one in enumerate(incoming)
         if one.error is not None
     }
-    good = [index for index in range(len(incoming)) if index not in results]
+    places = iter([index for index in range(len(incoming)) if index not in results])
     pictures = [one.picture for one in incoming if one.picture is not None]
-    places = iter(good)
     # At full size: the collection keeps a copy of what was uploaded.
     async with aclosing(runtime.pictures.open_groups(pictures, shortest_side=None)) as groups:
         async for group in groups:
-            decoded: list[tuple[int, Opened]] = []
-            for picture, index in zip(group, places, strict=False):
-                if picture.error is not None:
-                    results[index] = _failed(incoming[index], picture.error)
-                else:
-                    decoded.append((index, picture))
-            results |= await runtime.embed(_add_group, decoded, incoming, collection)
-            del group, decoded  # their memory is charged to this request no longer
+            indices = list(islice(places, len(group)))
+            results |= await runtime.embed(_add_group, group, indices, incoming, collection)
     return AddedItems(data=[results[index] for index in range(len(incoming))])
 
 
 def _add_group(
-    decoded: Sequence[tuple[int, Opened]], incoming: Sequence[_Incoming], collection: Collection
+    group: Sequence[Opened],
+    indices: Sequence[int],
+    incoming: Sequence[_Incoming],
+    collection: Collection,
 ) -> dict[int, AddedItem]:
-    new = [_new_item(incoming[index], picture) for index, picture in decoded]
-    try:
-        added: list[Added | InvalidRequest] = list(collection.add(new)) if new else []
-    except InvalidRequest as error:
-        if len(decoded) == 1:
-            added = [error]
+    """Add the pictures of a group in one commit. indices: their places in `incoming`."""
+    results = {}
+    decoded = []
+    for picture, index in zip(group, indices, strict=True):
+        if picture.error is not None:
+            results[index] = _failed(incoming[index], picture.error)
         else:
-            alone = (_add_group([one], incoming, collection) for one in decoded)
-            return {index: result for results in alone for index, result in results.items()}
-    return {
-        index: _failed(incoming[index], result)
-        if isinstance(result, InvalidRequest)
-        else AddedItem(name=incoming[index].name, status=result.status, id=result.id, of=result.of)
-        for (index, _), result in zip(decoded, added, strict=True)
-    }
+            decoded.append((index, _new_item(incoming[index], picture)))
+    outcomes = _add_all([new for _, new in decoded], collection)
+    for (index, _), outcome in zip(decoded, outcomes, strict=True):
+        if isinstance(outcome, InvalidRequest):
+            results[index] = _failed(incoming[index], outcome)
+        else:
+            results[index] = AddedItem(
+                name=incoming[index].name, status=outcome.status, id=outcome.id, of=outcome.of
+            )
+    return results
+
+
+def _add_all(new: Sequence[NewItem], collection: Collection) -> list[Added | InvalidRequest]:
+    """Add all in one commit; where one of them is refused, each in its own."""
+    try:
+        return list(collection.add(new))
+    except InvalidRequest as error:
+        if len(new) == 1:
+            return [error]
+        return [outcome for one in new for outcome in _add_all([one], collection)]
 
 
 def _new_item(incoming: _Incoming, picture: Opened) -> NewItem:

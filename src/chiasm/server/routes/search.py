@@ -42,8 +42,9 @@ async def search_collection(
             "A search needs `text`, `image` or `item`.", hint="Give one of them.", param="text"
         )
 
-    def search(image: Image | None) -> SearchResult:
-        return planes.library.open(name).search(
+    def search(image: Image | None) -> tuple[int, SearchResult]:
+        tokens = planes.embedder.count_tokens(body.text) if body.text else 0
+        return tokens, planes.library.open(name).search(
             text=body.text or None,
             image=image,
             item=body.item,
@@ -59,10 +60,9 @@ async def search_collection(
             (picture,) = await anext(opened)
             if picture.error is not None:
                 raise picture.error
-            result = await runtime.embed(search, picture.image)
+            tokens, result = await runtime.embed(search, picture.image)
     else:
-        result = await runtime.embed(search, None)
-    tokens = planes.embedder.count_tokens(body.text) if body.text else 0
+        tokens, result = await runtime.embed(search, None)
     return SearchAnswer(
         data=[
             SearchHit(id=hit.id, score=hit.score, item=item_object(name, hit.item))
