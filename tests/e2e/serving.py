@@ -22,14 +22,20 @@ class WeightsMissing(Exception):
 class ServerProcess:
     """`chiasm serve --offline` on a free port of the loopback address."""
 
-    def __init__(self, folder: Path, *, port: int | None = None) -> None:
+    def __init__(self, folder: Path, *, port: int | None = None, sample: bool = True) -> None:
         self.folder = folder
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = (folder / "server.log").open("ab")
         environment = os.environ | {"CHIASM_DATA_DIR": str(folder / "data")}
         self._process = subprocess.Popen(
-            [*serve_command(), "--port", str(self.port), "--offline"],
+            [
+                *serve_command(),
+                "--port",
+                str(self.port),
+                "--offline",
+                *([] if sample else ["--no-sample"]),
+            ],
             env=environment,
             cwd=folder,
             stdout=self._log,
@@ -37,14 +43,14 @@ class ServerProcess:
         )
 
     def wait(self) -> ServerProcess:
-        """Until it is ready, with the sample collection in it."""
+        """Until it is ready; the sample collection is then in it, unless it is to have none."""
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
             try:
                 answer = httpx.get(f"{self.url}/readyz")
-                if answer.status_code == 200 and self._has_sample():
+                if answer.status_code == 200:
                     return self
                 if answer.json().get("status") == "failed":
                     break
@@ -72,10 +78,6 @@ class ServerProcess:
         answer = httpx.request(method, self.url + path, timeout=60, **options)
         answer.raise_for_status()
         return answer.json()
-
-    def _has_sample(self) -> bool:
-        collections = self.call("GET", "/v1/collections")["data"]
-        return any(one["name"] == "sample" and one["items"] for one in collections)
 
 
 def serve_command() -> list[str]:

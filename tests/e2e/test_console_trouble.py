@@ -7,7 +7,7 @@ from pathlib import Path
 
 from playwright.sync_api import Route, expect
 
-from tests.e2e.conftest import OpenConsole, new_picture
+from tests.e2e.conftest import OpenConsole, new_picture, sample_picture
 from tests.e2e.console_page import ConsolePage
 from tests.e2e.serving import ServerProcess
 
@@ -36,17 +36,24 @@ def test_starting_server_is_waited_for(open_console: OpenConsole) -> None:
 
 
 def test_server_that_goes_away_and_comes_back(open_console: OpenConsole, tmp_path: Path) -> None:
-    server = ServerProcess(tmp_path).wait()
-    console = open_console(url=server.url)
-    console.open("sample")
-    server.stop()
+    server = ServerProcess(tmp_path, sample=False).wait()
+    try:
+        console = open_console(url=server.url)
+        console.page.goto(server.url)
+        expect(console.page.get_by_role("heading")).to_have_text("Start with a collection")
+        server.call("POST", "/v1/collections", json={"name": "pets"})
+        file = ("cat.webp", sample_picture("chelsea"), "image/webp")
+        server.call("POST", "/v1/collections/pets/items", files={"files": file})
+        console.open("pets")
+    finally:
+        server.stop()
     console.search_field.fill("a cat")
     expect(console.page.get_by_role("alert")).to_contain_text("The server does not answer")
-    again = ServerProcess(tmp_path, port=server.port).wait()
+    again = ServerProcess(tmp_path, port=server.port, sample=False).wait()
     try:
         console.page.get_by_role("button", name="Try again").click()
-        expect(console.page.locator(".score").first).to_be_visible()
-        expect(console.tiles.first).to_contain_text("cat", ignore_case=True)
+        expect(console.page.locator(".score")).to_be_visible()
+        expect(console.tiles).to_contain_text("cat.webp")
     finally:
         again.stop()
 

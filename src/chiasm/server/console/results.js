@@ -7,7 +7,7 @@ import { recall } from "./query-image.js";
 
 const PAGE = 48;
 
-const NOTHING = { hits: [], status: "loading", ranked: false, more: null, timing: null, error: null };
+const NOTHING = { key: null, hits: [], status: "loading", ranked: false, more: null, timing: null, error: null };
 
 // `question` is { collection, text, image, like, where }; `version` changes when the collection's
 // contents have. Returns { hits: [{ id, score, item }], status, ranked, timing, error, more,
@@ -15,46 +15,37 @@ const NOTHING = { hits: [], status: "loading", ranked: false, more: null, timing
 export function useResults(question, version) {
   const [results, setResults] = useState(NOTHING);
   const [attempt, setAttempt] = useState(0);
-  const latest = useRef(null);
+  const controller = useRef(null);
   const key = JSON.stringify([question, version, attempt]);
+  const status = results.key === key ? results.status : "loading";
+
+  const failed = (error, { signal }) => {
+    if (!signal.aborted) setResults({ ...NOTHING, key, status: "error", error });
+  };
 
   useEffect(() => {
-    const controller = new AbortController();
-    latest.current = { key, controller };
-    setResults((old) =>
-      old.collection === question.collection
-        ? { ...old, status: "loading", error: null }
-        : NOTHING,
+    const mine = (controller.current = new AbortController());
+    load(question, null, mine.signal).then(
+      (page) => setResults({ ...page, key, status: "ready", error: null }),
+      (error) => failed(error, mine),
     );
-    load(question, null, controller.signal).then(
-      (page) => setResults({ ...page, collection: question.collection, status: "ready", error: null }),
-      (error) => failed(error, controller, setResults),
-    );
-    return () => controller.abort();
+    return () => mine.abort();
   }, [key]);
 
   const loadMore = () => {
-    if (results.status !== "ready" || results.more === null) return;
-    const { controller } = latest.current;
-    setResults((old) => ({ ...old, status: "more" }));
-    load(question, results.more, controller.signal).then(
-      (page) =>
-        setResults((old) => ({
-          ...old,
-          hits: [...old.hits, ...unseen(page.hits, old.hits)],
-          more: page.more,
-          status: "ready",
-        })),
-      (error) => failed(error, controller, setResults),
+    if (status !== "ready" || results.more === null) return;
+    const mine = controller.current;
+    setResults({ ...results, status: "more" });
+    load(question, results.more, mine.signal).then(
+      (page) => {
+        const hits = [...results.hits, ...unseen(page.hits, results.hits)];
+        setResults({ ...results, hits, more: page.more, status: "ready" });
+      },
+      (error) => failed(error, mine),
     );
   };
 
-  return { ...results, loadMore, retry: () => setAttempt(attempt + 1) };
-}
-
-function failed(error, controller, setResults) {
-  if (controller.signal.aborted) return;
-  setResults((old) => ({ ...old, hits: [], more: null, status: "error", error }));
+  return { ...results, status, loadMore, retry: () => setAttempt(attempt + 1) };
 }
 
 // Something added between two pages moves the rest along; nothing is shown twice.

@@ -28,6 +28,7 @@ export async function connect() {
       await api.ready();
       collections.value = await api.collections();
       server.value = { state: "ready", message: "" };
+      document.addEventListener("visibilitychange", () => document.hidden || lookAgain());
       return;
     } catch (error) {
       const starting = error.code === "not_ready";
@@ -40,6 +41,11 @@ export async function connect() {
 
 export async function refreshCollections() {
   collections.value = await api.collections();
+}
+
+// Collections also change elsewhere. Failing is no news here: what a person does next will tell.
+export function lookAgain() {
+  refreshCollections().catch(() => {});
 }
 
 export function contentsChanged() {

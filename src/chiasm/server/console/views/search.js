@@ -13,7 +13,7 @@ import { SearchBox, searchWith } from "../components/search-box.js";
 import { html, useCallback, useEffect, useRef, useState } from "../preact.js";
 import { LostPicture, useResults } from "../results.js";
 import { go, openCollection, route } from "../route.js";
-import { announce, collections, revision } from "../state.js";
+import { announce, collections, lookAgain, revision } from "../state.js";
 import { ItemView } from "./item.js";
 
 export function Search() {
@@ -24,9 +24,14 @@ export function Search() {
     if (!collection && first) openCollection(first, { replace: true });
   }, [collection, first]);
 
+  // One that was made since, by the command line or in another tab, is looked for once.
+  const known = collections.value.find(({ name }) => name === collection);
+  useEffect(() => {
+    if (collection && !known) lookAgain();
+  }, [collection]);
+
   if (!collections.value.length) return html`<${NoCollections} />`;
   if (!collection) return null;
-  const known = collections.value.find(({ name }) => name === collection);
   return known
     ? html`<${Collection} key=${collection} ...${known} />`
     : html`<${UnknownCollection} name=${collection} />`;
