@@ -82,6 +82,7 @@ def test_a_form_with_one_broken_file_adds_the_others(client: httpx.Client, colle
         f"{collection}/items", files=files, data={"metadata": json.dumps({"shelf": 7})}
     )
     assert response.status_code == 200
+    assert response.json()["object"] == "list"
     results = response.json()["data"]
     assert [result["name"] for result in results] == names
     assert [result["status"] for result in results] == [

@@ -349,7 +349,7 @@ async def _add(
         async for group in groups:
             indices = list(islice(places, len(group)))
             results |= await runtime.embed(_add_group, group, indices, incoming, collection)
-    return AddedItems(data=[results[index] for index in range(len(incoming))])
+    return AddedItems(object="list", data=[results[index] for index in range(len(incoming))])
 
 
 def _add_group(
