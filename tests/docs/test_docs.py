@@ -252,6 +252,16 @@ def test_every_route_is_in_the_reference() -> None:
         assert f"\n{method} {path}\n" in written
 
 
+def test_every_code_of_the_server_is_explained() -> None:
+    page = (DOCS / "how-to/errors.md").read_text(encoding="utf-8")
+    sources = (ROOT / "src/chiasm/server").rglob("*.py")
+    codes = {
+        code for path in sources for code in re.findall(r'\bcode="([a-z_]+)"', path.read_text())
+    }
+    assert codes >= {"request_too_large", "internal_error"}
+    assert {code for code in codes if f"`{code}`" not in page} == set()
+
+
 def test_no_marker_is_left_over() -> None:
     for page in PAGES:
         assert "<!-- generated" not in hooks.fill_in(page.read_text(encoding="utf-8"))
