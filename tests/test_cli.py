@@ -49,7 +49,7 @@ def folder(home: Path) -> Path:
         wave = 128 + 90 * np.sin(rows / (7 + 9 * number)) * np.cos(columns / (31 - 6 * number))
         pixels = np.stack([wave, np.roll(wave, 40 * number), 255 - wave], axis=2).astype(np.uint8)
         (folder / f"{name}.jpg").write_bytes(encode_jpeg(Image(pixels, (320, 240))))
-    (folder / "again.jpg").write_bytes((folder / "one.jpg").read_bytes())
+    (folder / "same-as-one.jpg").write_bytes((folder / "one.jpg").read_bytes())
     (folder / "broken.jpg").write_bytes((folder / "two.jpg").read_bytes()[:700])
     (folder / "one.txt").write_text("the first one", encoding="utf-8")
     return folder

@@ -173,7 +173,8 @@ def pull(
                 )
                 for row in rows
             ],
-            numeric="size",
+            numeric=["size"],
+            foldable=["licence", "what"],
         )
         return
     folders = {}
@@ -274,7 +275,10 @@ def _print_index_report(report: Any, collection: str) -> None:
     )
     if report.failures:
         terminal.print_rows(
-            None, ("file", "reason"), [(str(path), reason) for path, reason in report.failures]
+            None,
+            ("file", "reason"),
+            [(str(path), reason) for path, reason in report.failures],
+            foldable=["file", "reason"],
         )
     if report.interrupted:
         terminal.err.print("Interrupted. Run the same command again to go on from here.")
@@ -320,7 +324,8 @@ def search(
             (f"{hit.score:.3f}", hit.item.source, hit.item.id, hit.item.text[:60])
             for hit in found.hits
         ],
-        numeric="score",
+        numeric=["score"],
+        foldable=["picture", "text"],
     )
 
 
@@ -388,14 +393,16 @@ def embed(
         )
         return
     similarity = vectors @ vectors.T
+    numbers = [str(i + 1) for i in range(len(inputs))]
     terminal.print_rows(
         f"{len(inputs)} vectors of {model.dimension} dimensions by {model.name}; their cosines:",
-        ("input", *(str(i + 1) for i in range(len(inputs)))),
+        ("input", *numbers),
         [
             (f"{i + 1} {name}", *(f"{value:.3f}" for value in similarity[i]))
             for i, name in enumerate(inputs)
         ],
-        numeric=",".join(str(i + 1) for i in range(len(inputs))),
+        numeric=numbers,
+        foldable=["input"],
     )
 
 
@@ -416,7 +423,8 @@ def list_collections(as_json: Json = False) -> None:
         None,
         ("collection", "items", "embedder", "created"),
         [(info.name, f"{info.items:,}", info.embedder.name, info.created_at) for info in infos],
-        numeric="items",
+        numeric=["items"],
+        foldable=["embedder"],
     )
 
 

@@ -49,15 +49,22 @@ def print_error(error: ChiasmError, *, as_json: bool) -> None:
 
 
 def print_rows(
-    title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: str = ""
+    title: str | None,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numeric: Sequence[str] = (),
+    foldable: Sequence[str] = (),
 ) -> None:
-    """A table. `numeric`: names of the columns to set flush right, separated by commas."""
-    right = set(numeric.split(","))
+    """A table.
+
+    numeric: the columns to set flush right. foldable: those that may be broken over several lines
+    where the terminal is narrow; all others stay whole, so that they can be copied.
+    """
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, column in enumerate(columns):
-        justify: JustifyMethod = "right" if column in right else "left"
-        # The first column is what one copies from: it is never broken.
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=number == 0)
+    for column in columns:
+        justify: JustifyMethod = "right" if column in numeric else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column not in foldable)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     out.print(table)
