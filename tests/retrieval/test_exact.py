@@ -33,8 +33,9 @@ def test_finds_what_double_precision_finds(
     mask = None if share is None else np.random.default_rng(1).random(len(vectors)) < share
     rows = np.arange(len(vectors)) if mask is None else np.flatnonzero(mask)
     recalls = []
-    for query in make(30, 96, seed=2):
-        truth = vectors[rows].astype(np.float64) @ query
+    queries = make(30, 96, seed=2)
+    truths = queries.astype(np.float64) @ vectors[rows].astype(np.float64).T
+    for query, truth in zip(queries, truths, strict=True):
         best = rows[np.argsort(-truth)[:10]]
         found, scores = held.view().search(query, 10, mask)
         assert len(found) == len(best)

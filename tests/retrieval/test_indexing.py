@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -95,6 +96,18 @@ def test_broken_files_are_listed_and_stop_nothing(folder: Path, collection: Coll
     assert set(failed) == {"cut.jpg", "empty.png", "words.gif", "nowhere.jpg"}
     assert all(reason for reason in failed.values())
     assert collection.count() == 12
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_that_is_no_utf8_is_listed(folder: Path, collection: Collection) -> None:
+    data = (folder / "0/photo-00.jpg").read_bytes()
+    (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(data[:-2] + b"xx\xff\xd9")
+    report = index_folder(folder, collection, settings=SETTINGS)
+    assert report.added == 12
+    ((path, reason),) = report.failures
+    assert path.endswith("caf\\udce9.jpg")
+    assert "Unicode" in reason
+    assert json.dumps(report.as_dict()).isascii()
 
 
 def test_a_folder_of_broken_files_an_empty_and_a_missing_one(

@@ -392,7 +392,7 @@ def _record(
     item = Item(
         id=id,
         digest=one.digest,
-        source=str(file.path) if file else one.new.source,
+        source=_source(one.new),
         text=one.new.text,
         metadata=one.new.metadata,
         width=width,
@@ -430,7 +430,22 @@ def _check(new: NewItem) -> None:
             hint="Use 1 to 128 letters, digits and . _ : - and begin with a letter or a digit.",
             param="id",
         )
+    for what, words in (("source", _source(new)), ("text", new.text)):
+        try:
+            words.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequest(
+                f"The {what} is not valid Unicode: {_printable(words)[:200]}.", param=what
+            ) from None
     _check_words(new.text, new.metadata)
+
+
+def _source(new: NewItem) -> str:
+    return str(new.file.path) if new.file else new.source
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _check_words(text: str, metadata: Mapping[str, Any]) -> None:

@@ -9,7 +9,11 @@ for and some, and these are summed again in single precision.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +26,8 @@ Rows = npt.NDArray[np.int64]
 
 BYTES_PER_NUMBER = 2
 _BLOCK_ROWS = 65_536
+_PIECE_ROWS = 8192
+_THREADS = min(4, os.cpu_count() or 1)
 _SPARE_CANDIDATES = 128
 # Below this share of the rows it is cheaper to gather the wanted ones than to read all.
 _GATHER_SHARE = 0.05
@@ -81,29 +87,62 @@ class VectorView:
                 candidates = np.flatnonzero(mask)
         if candidates is None:
             candidates = self._candidates(query, 4 * limit + _SPARE_CANDIDATES, mask)
-        scores = self.gather(candidates) @ query
+        scores = _scanners().submit(self._scores, candidates, query).result()
         best = np.lexsort((candidates, -scores))[:limit]
         return candidates[best], scores[best]
 
     def gather(self, rows: Rows) -> Vectors:
         """float32 [len(rows), dimension], in that order."""
-        gathered = np.empty((len(rows), self.dimension), np.float32)
+        gathered: Vectors = _scanners().submit(self._gather, rows).result().numpy()
+        return gathered
+
+    def _gather(self, rows: Rows) -> torch.Tensor:
+        gathered = torch.empty((len(rows), self.dimension), dtype=torch.float32)
         block_of = rows // _BLOCK_ROWS
         for number in np.unique(block_of):
-            here = np.flatnonzero(block_of == number)
-            inside = torch.from_numpy(rows[here] - number * _BLOCK_ROWS)
-            gathered[here] = self.blocks[number].index_select(0, inside).float().numpy()
+            here = torch.from_numpy(np.flatnonzero(block_of == number))
+            inside = torch.from_numpy(rows)[here] - int(number) * _BLOCK_ROWS
+            gathered[here] = self.blocks[number].index_select(0, inside).float()
         return gathered
+
+    def _scores(self, rows: Rows, query: Vectors) -> Vectors:
+        scores: Vectors = torch.mv(self._gather(rows), torch.from_numpy(query)).numpy()
+        return scores
 
     def _candidates(self, query: Vectors, limit: int, mask: Mask | None) -> Rows:
         half = torch.from_numpy(query).to(torch.float16)
-        scores = torch.empty(self.count, dtype=torch.float32)
-        for number, block in enumerate(self.blocks):
-            start = number * _BLOCK_ROWS
-            rows = min(_BLOCK_ROWS, self.count - start)
-            if rows > 0:
-                scores[start : start + rows] = torch.mv(block[:rows], half)  # [rows]
+        scores = np.empty(self.count, np.float32)
+
+        def score(rows: range) -> None:
+            block, inside = self.blocks[rows.start // _BLOCK_ROWS], rows.start % _BLOCK_ROWS
+            products = torch.mv(block[inside : inside + len(rows)], half)  # [rows]
+            scores[rows.start : rows.stop] = products.float().numpy()
+
+        list(_scanners().map(score, self._pieces()))
         if mask is not None:
-            scores[torch.from_numpy(~mask)] = -torch.inf
-        best: Rows = torch.topk(scores, min(limit, self.count), sorted=False).indices.numpy()
+            np.copyto(scores, -np.inf, where=~mask)
+        top = torch.topk(torch.from_numpy(scores), min(limit, self.count), sorted=False)
+        best: Rows = top.indices.numpy()
         return best if mask is None else best[mask[best]]
+
+    def _pieces(self) -> Iterator[range]:
+        """Ranges of rows that lie in one block each, enough of them for every thread."""
+        step = min(_BLOCK_ROWS, max(_PIECE_ROWS, -(-self.count // _THREADS)))
+        for start in range(0, self.count, _BLOCK_ROWS):
+            stop = min(start + _BLOCK_ROWS, self.count)
+            for first in range(start, stop, step):
+                yield range(first, min(first + step, stop))
+
+
+@cache
+def _scanners() -> ThreadPoolExecutor:
+    """Threads that read vectors, each by itself.
+
+    Torch's own would do it too, but between two operations they wait by spinning: beside a model
+    that is embedding, a search then takes ten times as long. A few threads saturate the memory.
+    """
+    return ThreadPoolExecutor(
+        _THREADS,
+        thread_name_prefix="scan",
+        initializer=lambda: torch.set_num_threads(1),  # of these threads, not of the process
+    )

@@ -94,7 +94,9 @@ def index_folder(
     work = _Indexing(collection, settings, captions, near_duplicates, on_progress, stop)
     unreadable: list[Path] = []
     paths = list(find_images(folder, on_unreadable=unreadable.append))
-    work.report.failures += [(str(path), "the folder may not be listed.") for path in unreadable]
+    work.report.failures += [
+        (_printable(path), "the folder may not be listed.") for path in unreadable
+    ]
     work.report.total = len(paths)
     try:
         work.run(paths)
@@ -265,7 +267,7 @@ class _Indexing:
 
     def _fail(self, path: Path, reason: str) -> None:
         with self._counting:
-            self.report.failures.append((str(path), reason))
+            self.report.failures.append((_printable(path), reason))
         self._count(None)
 
     def _count(self, counter: str | None) -> None:
@@ -301,6 +303,11 @@ def _counter_of(added: Added) -> str:
     if added.status == "duplicate":
         return "duplicates"
     return "near_duplicates" if added.status == "near_duplicate" else added.status
+
+
+def _printable(path: Path) -> str:
+    """A path whose bytes are no UTF-8 still has to be printed."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _too_many_bytes(size: int, limits: Limits) -> str:
