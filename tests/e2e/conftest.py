@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 import chiasm.retrieval.sample
-from tests.e2e.console_page import CHROMIUM_FLAGS, ConsolePage
+from tests.e2e.console_page import CHROMIUM_FLAGS, PATIENCE_MILLISECONDS, ConsolePage
 from tests.e2e.serving import ServerProcess, WeightsMissing
 
 SAMPLE = Path(chiasm.retrieval.sample.__file__).parent
@@ -37,6 +37,7 @@ def browser() -> Iterator[Browser]:
     executable = next(filter(None, map(shutil.which, PLACES)), None)
     if executable is None:
         pytest.skip("There is no Chromium on this machine (Debian: apt install chromium).")
+    expect.set_options(timeout=PATIENCE_MILLISECONDS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
         yield browser
@@ -55,7 +56,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 @pytest.fixture
-def open_console(browser: Browser, server: ServerProcess) -> Iterator[OpenConsole]:
+def created(server: ServerProcess) -> Iterator[list[str]]:
+    """Names of collections to delete once the test's windows are closed."""
+    names: list[str] = []
+    yield names
+    present = {one["name"] for one in server.call("GET", "/v1/collections")["data"]}
+    for name in present.intersection(names):
+        server.call("DELETE", f"/v1/collections/{name}")
+
+
+@pytest.fixture
+def open_console(
+    browser: Browser, server: ServerProcess, created: list[str]
+) -> Iterator[OpenConsole]:
     """Opens windows; when the test ends, none of them may have met an unexpected error.
 
     `expected` is a list of words that an error of this test may contain.
@@ -81,18 +94,17 @@ def console(open_console: OpenConsole) -> ConsolePage:
 
 
 @pytest.fixture
-def collection(server: ServerProcess) -> Iterator[str]:
+def collection(server: ServerProcess, created: list[str]) -> str:
     """A collection of this test alone, with six pictures of the sample."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     server.call("POST", "/v1/collections", json={"name": name})
+    created.append(name)
     files = [
         ("files", (f"{picture}.webp", sample_picture(picture), "image/webp"))
         for picture in ("apple", "coffee", "chelsea", "rocket", "motorcycle", "tulips")
     ]
     server.call("POST", f"/v1/collections/{name}/items", files=files)
-    yield name
-    if name in {one["name"] for one in server.call("GET", "/v1/collections")["data"]}:
-        server.call("DELETE", f"/v1/collections/{name}")
+    return name
 
 
 def sample_picture(name: str) -> bytes:

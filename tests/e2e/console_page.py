@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, Response, expect
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    JSHandle,
+    Locator,
+    Page,
+    Request,
+    Response,
+    expect,
+)
 
 CHROMIUM_FLAGS = [
     "--headless",
@@ -21,6 +30,8 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+PATIENCE_MILLISECONDS = 30_000  # spent only where something is wrong, or the machine is busy
+
 DESKTOP = {"viewport": {"width": 1360, "height": 900}}
 PHONE = {
     "viewport": {"width": 390, "height": 844},
@@ -38,9 +49,10 @@ class ConsolePage:
         self.url = url
         self.context = browser.new_context(**(DESKTOP | context))
         self.page: Page = self.context.new_page()
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(PATIENCE_MILLISECONDS)
         self.errors: list[str] = []
         self.foreign: list[str] = []
+        self.dragged: JSHandle  # the files under the pointer
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.errors.append(f"exception: {error}"))
         self.page.on("request", self._requested)
@@ -71,6 +83,16 @@ class ConsolePage:
     def tray(self) -> Locator:
         """What is being added."""
         return self.page.get_by_role("region", name="Adding pictures")
+
+    @property
+    def search_zone(self) -> Locator:
+        """Where a dragged picture becomes a question."""
+        return self.page.locator(".drop-zone", has_text="Search with it")
+
+    @property
+    def add_zone(self) -> Locator:
+        """Where dragged files are added."""
+        return self.page.locator(".drop-zone", has_text="Add to")
 
     @property
     def focused(self) -> str:
@@ -104,9 +126,9 @@ class ConsolePage:
         self.page.locator(".gallery .score").first.wait_for()
         self.settled()
 
-    def drop(self, target: Locator, files: Mapping[str, bytes]) -> None:
-        """Drag files over the window and let them go over `target`, as a file manager does."""
-        transfer = self.page.evaluate_handle(
+    def drag(self, files: Mapping[str, bytes]) -> None:
+        """Drag files over the window, as from a file manager."""
+        self.dragged = self.page.evaluate_handle(
             """(files) => {
                 const transfer = new DataTransfer();
                 for (const { name, type, data } of files) {
@@ -124,9 +146,13 @@ class ConsolePage:
                 for name, data in files.items()
             ],
         )
-        self.page.dispatch_event("body", "dragenter", {"dataTransfer": transfer})
+        self.page.dispatch_event("body", "dragenter", {"dataTransfer": self.dragged})
+
+    def drop(self, target: Locator, files: Mapping[str, bytes]) -> None:
+        """Drag files over the window and let them go over `target`."""
+        self.drag(files)
         for kind in ("dragenter", "dragover", "drop"):
-            target.dispatch_event(kind, {"dataTransfer": transfer})
+            target.dispatch_event(kind, {"dataTransfer": self.dragged})
 
     def axe(self, *, within: str = "html") -> list[str]:
         """What axe-core finds against WCAG 2.2 AA, a line a finding."""

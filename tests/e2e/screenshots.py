@@ -23,9 +23,23 @@ from tests.e2e.console_page import CHROMIUM_FLAGS, PHONE, ConsolePage
 from tests.e2e.serving import ServerProcess
 
 # A palette keeps the files small. The picture's own colours make it up, but for these few, which
-# cover too little of it to be found: the logo's and the buttons'.
+# must stay exactly what they are: the logo's, the buttons', the backgrounds'.
 COLOURS = 256
-FIXED = ("#e0654a", "#5b61dd", "#4a4fce", "#a9acff", "#b3301b", "#ff9a86", "#22734a", "#7fd3a4")
+FIXED = (
+    "#e0654a",
+    "#5b61dd",
+    "#4a4fce",
+    "#a9acff",
+    "#b3301b",
+    "#ff9a86",
+    "#22734a",
+    "#7fd3a4",
+    "#ffffff",
+    "#f8f7f4",
+    "#efede8",
+    "#121214",
+    "#1b1b1f",
+)
 
 
 def main(folder: Path) -> None:
@@ -35,6 +49,8 @@ def main(folder: Path) -> None:
         server = ServerProcess(Path(temporary)).wait()
         browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
         try:
+            for words in ("warm", "up"):  # the first searches pay for what is loaded late
+                server.call("POST", "/v1/collections/sample/search", json={"text": words})
             take(browser, server, folder)
         finally:
             browser.close()
@@ -49,7 +65,7 @@ def take(browser: Browser, server: ServerProcess, folder: Path) -> None:
 
     for scheme in ("light", "dark"):
         console = window(color_scheme=scheme)
-        console.open("sample").search("a hot drink")
+        console.open("sample").search("a cup of coffee")
         save(console, folder / f"console-search-{scheme}.png")
 
     console = window(color_scheme="light")
@@ -59,7 +75,7 @@ def take(browser: Browser, server: ServerProcess, folder: Path) -> None:
 
     console = window(color_scheme="dark")
     console.open("sample")
-    console.drop(console.search_field, {"rocket.webp": sample_picture("rocket")})
+    console.drop(console.search_zone, {"rocket.webp": sample_picture("rocket")})
     console.page.locator(".gallery .score").first.wait_for()
     console.search("in the city")
     save(console, folder / "console-both.png")
@@ -75,7 +91,7 @@ def take(browser: Browser, server: ServerProcess, folder: Path) -> None:
     console.open("sample")
     files = {f"shelf-{number:02}.png": new_picture(number) for number in range(1, 7)}
     console.drop(
-        console.page.locator("main"),
+        console.add_zone,
         files
         | {
             "coffee.webp": sample_picture("coffee"),

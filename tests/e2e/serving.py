@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-READY_SECONDS = 180  # seconds are enough; a machine with other work needs longer
+READY_SECONDS = 180  # a few are enough; a machine with other work needs longer
 
 
 class WeightsMissing(Exception):

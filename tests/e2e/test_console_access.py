@@ -110,9 +110,7 @@ def test_axe_finds_nothing(open_console: OpenConsole, collection: str, scheme: s
     console.page.get_by_role("button", name="Collection:").click()
     assert console.axe() == []
     console.page.keyboard.press("Escape")
-    console.drop(
-        console.page.locator("main"), {"new.png": new_picture(40), "notes.txt": b"no picture"}
-    )
+    console.drop(console.add_zone, {"new.png": new_picture(40), "notes.txt": b"no picture"})
     expect(console.tray.get_by_role("heading")).to_have_text("1 added, 1 failed")
     assert console.axe() == []
     console.tiles.first.click()

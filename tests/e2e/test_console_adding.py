@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 from playwright.sync_api import expect
 
 from tests.e2e.conftest import OpenConsole, new_picture, sample_picture
@@ -15,7 +17,7 @@ def test_dropped_files_each_have_their_result(
     console.open(collection)
     whole = new_picture(1)
     console.drop(
-        console.page.locator("main"),
+        console.add_zone,
         {
             "first.png": whole,
             "second.png": new_picture(2),
@@ -45,10 +47,11 @@ def test_dropped_files_each_have_their_result(
 
 
 def test_chosen_files_fill_an_empty_collection(
-    console: ConsolePage, server: ServerProcess, collection: str
+    console: ConsolePage, server: ServerProcess, created: list[str]
 ) -> None:
-    name = f"{collection}-empty"
+    name = f"test-{uuid.uuid4().hex[:8]}"
     server.call("POST", "/v1/collections", json={"name": name})
+    created.append(name)
     console.open(name)
     expect(console.page.get_by_role("heading", name="Nothing here yet")).to_be_visible()
     expect(console.page.locator("code")).to_have_text(f"chiasm index FOLDER --collection {name}")
@@ -65,7 +68,6 @@ def test_chosen_files_fill_an_empty_collection(
     expect(console.search_field).to_be_visible()
     console.tray.get_by_role("button", name="Close").click()
     expect(console.tray).to_have_count(0)
-    server.call("DELETE", f"/v1/collections/{name}")
 
 
 def test_failed_files_can_be_tried_again(open_console: OpenConsole, collection: str) -> None:
@@ -73,7 +75,7 @@ def test_failed_files_can_be_tried_again(open_console: OpenConsole, collection: 
     console.open(collection)
     path = f"**/v1/collections/{collection}/items"
     console.page.route(path, lambda route: route.abort())  # the network goes away
-    console.drop(console.page.locator("main"), {"late.png": new_picture(30)})
+    console.drop(console.add_zone, {"late.png": new_picture(30)})
     expect(console.tray).to_contain_text("The server does not answer")
     console.page.unroute(path)
     console.errors.clear()
@@ -84,7 +86,7 @@ def test_failed_files_can_be_tried_again(open_console: OpenConsole, collection: 
 def test_stop_leaves_the_rest_out(console: ConsolePage, collection: str) -> None:
     console.open(collection)
     files = {f"{seed}.png": new_picture(seed, size=(1600, 1200)) for seed in range(100, 130)}
-    console.drop(console.page.locator("main"), files)
+    console.drop(console.add_zone, files)
     expect(console.tray.get_by_role("heading")).to_have_text("Adding 30 pictures")
     console.tray.get_by_role("button", name="Stop").click()
     expect(console.tray.get_by_role("heading")).to_contain_text("stopped")

@@ -72,34 +72,29 @@ def test_scrolling_brings_the_rest(console: ConsolePage) -> None:
     expect(console.page.locator(".summary")).to_contain_text("80 pictures, best first")
 
 
-def test_picture_dropped_on_the_field_finds_itself(console: ConsolePage) -> None:
+def test_picture_dropped_as_a_question_finds_itself(console: ConsolePage) -> None:
     console.open("sample")
-    console.drop(console.search_field, {"cat.webp": sample_picture("chelsea")})
+    console.drop(console.search_zone, {"cat.webp": sample_picture("chelsea")})
     expect(console.page.locator(".picture-chip img")).to_have_attribute("alt", "cat.webp")
     console.page.locator(".gallery .score").first.wait_for()
     console.settled()
     assert console.names[0] == "Chelsea the cat"
     assert float(console.page.locator(".score-value").first.inner_text()) > 0.99
-
-
-def test_picture_dropped_on_the_page_offers_both_uses(console: ConsolePage) -> None:
-    console.open("sample")
-    zone = console.page.locator(".drop-zone", has_text="Search with it")
-    console.page.evaluate(
-        """() => {
-            const transfer = new DataTransfer();
-            transfer.items.add(new File(["x"], "x.png", { type: "image/png" }));
-            document.body.dispatchEvent(
-                new DragEvent("dragenter", { bubbles: true, dataTransfer: transfer }));
-        }"""
-    )
-    expect(zone).to_be_visible()
-    expect(console.page.locator(".drop-zone", has_text="Add to sample")).to_be_visible()
-    console.drop(zone, {"rocket.webp": sample_picture("rocket")})
-    console.page.locator(".gallery .score").first.wait_for()
-    console.settled()
-    assert "rocket" in console.names[0].lower()
     expect(console.page.locator(".drop-overlay")).to_have_count(0)
+
+
+def test_dragged_picture_offers_both_uses_and_several_files_only_one(
+    console: ConsolePage, collection: str
+) -> None:
+    console.open(collection)
+    console.drag({"rocket.webp": sample_picture("rocket")})
+    expect(console.search_zone).to_be_visible()
+    expect(console.add_zone).to_contain_text(f"Add to {collection}")
+    console.page.dispatch_event("body", "dragleave", {"dataTransfer": console.dragged})
+    expect(console.page.locator(".drop-overlay")).to_have_count(0)
+    console.drag({"a.webp": sample_picture("rocket"), "b.webp": sample_picture("coffee")})
+    expect(console.add_zone).to_be_visible()
+    expect(console.search_zone).to_have_count(0)
 
 
 def test_pasted_picture_is_a_question(console: ConsolePage) -> None:
@@ -121,7 +116,7 @@ def test_pasted_picture_is_a_question(console: ConsolePage) -> None:
 
 def test_words_and_picture_together(console: ConsolePage, server: ServerProcess) -> None:
     console.open("sample")
-    console.drop(console.search_field, {"cat.webp": sample_picture("chelsea")})
+    console.drop(console.search_zone, {"cat.webp": sample_picture("chelsea")})
     console.page.locator(".gallery .score").first.wait_for()
     console.search("a dog")
     data = base64.b64encode(sample_picture("chelsea")).decode()
@@ -141,7 +136,7 @@ def test_words_and_picture_together(console: ConsolePage, server: ServerProcess)
 def test_question_survives_reload_and_back(console: ConsolePage) -> None:
     console.open("sample").search("a cat")
     first = console.names
-    console.drop(console.search_field, {"rocket.webp": sample_picture("rocket")})
+    console.drop(console.search_zone, {"rocket.webp": sample_picture("rocket")})
     expect(console.page.locator(".picture-chip")).to_be_visible()
     console.settled()
     both = console.names

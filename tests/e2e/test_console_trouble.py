@@ -78,7 +78,7 @@ def test_address_of_no_collection(console: ConsolePage) -> None:
 def test_question_that_is_no_picture(open_console: OpenConsole) -> None:
     console = open_console(expected=["400 POST /v1/collections/sample/search"])
     console.open("sample")
-    console.drop(console.search_field, {"broken.png": new_picture(50)[:200]})
+    console.drop(console.search_zone, {"broken.png": new_picture(50)[:200]})
     expect(console.page.get_by_role("alert")).to_be_visible()
     assert "Traceback" not in console.page.get_by_role("alert").inner_text()
     console.page.get_by_role("button", name="Remove the picture from the search").click()

@@ -22,16 +22,21 @@ export async function searchWith(file) {
 export function SearchBox() {
   const { text, image, like, collection } = route.value;
   const [typed, setTyped] = useState(text);
-  const [over, setOver] = useState(false);
   const input = useRef(null);
   const timer = useRef(0);
   // The first letter of a new question is a new entry in the history; the rest replaces it.
   const settled = useRef(true);
 
+  // What this field last put into the address. Only a change from elsewhere (the back button, a
+  // link) may change the field: answers are slower than fingers.
+  const submitted = useRef(text);
+
   useEffect(() => {
+    if (text === submitted.current) return;
+    submitted.current = text;
     clearTimeout(timer.current);
     setTyped(text);
-  }, [text, collection]);
+  }, [text]);
 
   useEffect(() => {
     const onKeyDown = (event) => {
@@ -57,7 +62,8 @@ export function SearchBox() {
 
   const submit = (value) => {
     clearTimeout(timer.current);
-    go({ text: value.trim() }, { replace: !settled.current });
+    submitted.current = value.trim();
+    go({ text: submitted.current }, { replace: !settled.current });
     settled.current = false;
   };
   const onInput = (event) => {
@@ -82,22 +88,9 @@ export function SearchBox() {
       event.preventDefault();
     }
   };
-  const onDrop = (event) => {
-    setOver(false);
-    const file = event.dataTransfer.files[0];
-    if (!file) return;
-    event.preventDefault();
-    searchWith(file);
-  };
 
   return html`<search>
-    <form
-      class=${`search-box ${over ? "over" : ""}`}
-      onSubmit=${(event) => (event.preventDefault(), settle())}
-      onDragOver=${(event) => (event.preventDefault(), setOver(true))}
-      onDragLeave=${() => setOver(false)}
-      onDrop=${onDrop}
-    >
+    <form class="search-box" onSubmit=${(event) => (event.preventDefault(), settle())}>
       <span class="search-icon"><${Icon} name="search" /></span>
       ${image && html`<${PictureChip} key=${image} ...${pictureOf(image)} onRemove=${() => go({ image: "" })} />`}
       ${like &&
