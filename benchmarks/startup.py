@@ -99,10 +99,12 @@ def serve(environment: dict[str, str], ask: Ask, *flags: str) -> float:
 def first_answer(
     client: httpx.Client, ask: Ask, process: subprocess.Popen[bytes]
 ) -> httpx.Response:
-    """Ask until the server listens; it then makes us wait by itself."""
+    """Ask until the server listens and is ready; once it listens it mostly makes us wait itself."""
     while True:
         try:
-            return ask(client)
+            response = ask(client)
+            if response.status_code != 503:
+                return response
         except httpx.ConnectError:
             if process.poll() is not None:
                 assert process.stderr is not None

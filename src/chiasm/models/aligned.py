@@ -26,6 +26,7 @@ from chiasm.models import catalog, checkpoint
 from chiasm.models.bert import BERT
 from chiasm.models.efficientnet_lite import CONFIGS, FEATURES, EfficientNetLite, load_published
 from chiasm.models.preprocess import ImagePreprocessor
+from chiasm.models.skeleton import without_weights
 from chiasm.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def load(
     image_folder, text_folder = (catalog.pull(name, **options) for name in (image_name, text_name))
     text_tower = checkpoint.load_model(text_folder)
     assert isinstance(text_tower, BERT)
-    with torch.device("meta"):
+    with without_weights():
         model = AlignedDualEncoder(EfficientNetLite(scale), text_tower, heads)
     model.image_tower = load_published(image_folder / image_file, scale).fold_batch_norms()
     _load_heads(model, shipped / HEADS)

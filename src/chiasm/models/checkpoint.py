@@ -27,6 +27,7 @@ from chiasm.models.configuration import read_config, write_config
 from chiasm.models.dual_encoder import DualEncoder
 from chiasm.models.layout import Layout
 from chiasm.models.preprocess import AnyPreprocessor, preprocessor_from_config
+from chiasm.models.skeleton import without_weights
 from chiasm.models.tokenizer import TOKENIZER_FILES, TextRules, Tokenizer
 
 CONFIG = "config.json"
@@ -164,7 +165,7 @@ def load_model(folder: Path | str) -> nn.Module:
     tensors = {layout.published(name): tensor for name, tensor in tensors.items()}
     parts = {part: name in tensors for part, name in architecture.optional.items()}
     # On the meta device nothing is allocated or initialised before the real tensors move in.
-    with _naming(folder / CONFIG), torch.device("meta"):
+    with _naming(folder / CONFIG), without_weights():
         model = architecture.model(read_config(architecture.config, entries), **parts)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     model.load_state_dict(layout.read(tensors, shapes, str(folder)), assign=True)

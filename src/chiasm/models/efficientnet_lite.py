@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chiasm.errors import UnsupportedCheckpoint
+from chiasm.models.skeleton import without_weights
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ def load_published(
             f"{path} could not be read as PyTorch weights.",
             hint="Remove it and pull it again.",
         ) from error
-    with torch.device("meta"):
+    with without_weights():
         model = EfficientNetLite(config)
     names = published_names(model)
     missing = sorted(set(names.values()) - set(published))
