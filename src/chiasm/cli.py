@@ -129,9 +129,13 @@ def serve(
         }
     )
     _fetch_weights(settings)
+    from chiasm import terminal
     from chiasm.server import run
 
-    run(settings, sample=sample)
+    def announce(url: str) -> None:
+        terminal.err.print(f"chiasm {__version__} at [bold]{url}[/] (Ctrl-C stops it)")
+
+    run(settings, sample=sample, announce=announce)
 
 
 # Weights ----------------------------------------------------------------------------------------
