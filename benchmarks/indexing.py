@@ -28,7 +28,7 @@ import lancedb
 import numpy as np
 import PIL.Image
 import pyarrow as pa
-from decode import encoded, machine
+from decode import machine, photograph
 
 from chiasm.media import Image, open_image
 from chiasm.retrieval import Embedder, Library, index_folder, load_embedder
@@ -110,11 +110,16 @@ def main() -> None:
 
 
 def make_photographs(folder: Path, count: int) -> list[Path]:
+    """Some pictures, each in its eight orientations: different ones to a model and to a hash."""
     folder.mkdir()
     paths = []
     for number in range(count):
+        turn = number % (1 + len(PIL.Image.Transpose))
+        if turn == 0:
+            upright = photograph(SIZE, seed=number)
+        picture = upright.transpose(PIL.Image.Transpose(turn - 1)) if turn else upright
         path = folder / f"{number:04d}.jpg"
-        path.write_bytes(encoded(SIZE, seed=number))
+        picture.save(path, quality=90)
         paths.append(path)
     return paths
 

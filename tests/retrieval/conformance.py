@@ -388,8 +388,10 @@ class StoreConformance:
         query = unit_vectors(1, seed=8)[0]
         before = other.search(query, limit=20)
         thumbnail = other.thumbnail("item-50")
+        vector = other.vectors(["item-60"])
         store.tidy()
         for handle in (other, store, open_store()):
             assert [hit.id for hit in handle.search(query, limit=20)] == [h.id for h in before]
             assert handle.thumbnail("item-50") == thumbnail
+            np.testing.assert_allclose(handle.vectors(["item-60"]), vector, atol=1e-3)
             assert handle.count() == 65

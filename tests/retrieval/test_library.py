@@ -108,6 +108,16 @@ def test_a_damaged_description(library: Library, tmp_path: Path, content: str) -
         library.open("a")
 
 
+def test_a_damaged_collection_hides_no_other(
+    library: Library, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    library.create("a")
+    library.create("b")
+    (tmp_path / "data" / "collections" / "a" / "collection.json").write_text("damaged")
+    assert [info.name for info in library.collections()] == ["b"]
+    assert "'a'" in caplog.text
+
+
 def test_a_layout_of_the_future(library: Library, tmp_path: Path) -> None:
     library.create("a")
     path = tmp_path / "data" / "collections" / "a" / "collection.json"

@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from chiasm.errors import ChiasmError, InvalidRequest, ItemExists, ItemNotFound, PictureMissing
+from chiasm.errors import (
+    ChiasmError,
+    CollectionNotFound,
+    InvalidRequest,
+    ItemExists,
+    ItemNotFound,
+    PictureMissing,
+)
 from chiasm.media import Image
 from chiasm.media.decode import open_image
 from chiasm.media.encode import encode_jpeg
@@ -353,23 +360,23 @@ class Collection:
     # Maintenance --------------------------------------------------------------------------------
 
     def tidy(self) -> None:
-        """Maintenance now, unless a thread of this process is at it already."""
+        """Maintenance now, unless a thread of this process is at it already.
+
+        No answer depends on it, so what goes wrong is logged and tried again another time.
+        """
         if self._tidying.acquire(blocking=False):
             try:
                 self.store.tidy()
+            except CollectionNotFound:  # deleted meanwhile
+                pass
+            except ChiasmError as error:
+                _log.warning("%s", error)
             finally:
                 self._tidying.release()
 
     def tidy_in_background(self) -> None:
-        """Maintenance in a thread; what goes wrong there is logged and tried again later."""
-
-        def work() -> None:
-            try:
-                self.tidy()
-            except ChiasmError as error:
-                _log.warning("%s", error)
-
-        threading.Thread(target=work, name=f"tidy {self.name}", daemon=True).start()
+        """The same, in a thread of its own."""
+        threading.Thread(target=self.tidy, name=f"tidy {self.name}", daemon=True).start()
 
     def _tidy_now_and_then(self) -> None:
         self._commits += 1

@@ -103,7 +103,7 @@ def index_folder(
     except KeyboardInterrupt:
         work.stop.set()
     report = work.report
-    report.interrupted = work.stop.is_set()
+    report.interrupted = work.stop.is_set() and work.done < len(paths)
     report.seconds = time.perf_counter() - started
     report.images_per_second = work.embedded / report.seconds
     if not report.interrupted:
@@ -137,7 +137,7 @@ class _Indexing:
         self._counting = threading.Lock()
         self._one_large_at_a_time = threading.Lock()
         self._followed: set[str] = set()
-        self._done = 0
+        self.done = 0
 
     def run(self, paths: list[Path]) -> None:
         """Push every path through the stages."""
@@ -274,9 +274,9 @@ class _Indexing:
         with self._counting:
             if counter is not None:
                 setattr(self.report, counter, getattr(self.report, counter) + 1)
-            self._done += 1
+            self.done += 1
             if self._on_progress is not None:
-                self._on_progress(self._done, self.report.total)
+                self._on_progress(self.done, self.report.total)
 
 
 def _in_order(

@@ -22,7 +22,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +56,7 @@ _TAKE_ROWS = 8192
 # A folder's time of last change is only as fine as the kernel's clock tick.
 _CLOCK_TICK_NS = 50_000_000
 _MANY_FRAGMENTS = 64
+_TOO_MANY_FRAGMENTS = 256
 _COMMIT_ATTEMPTS = 8
 # Blank pages are alike by the thousand; the nearest few decide.
 _MANY_ALIKE = 16
@@ -122,16 +123,13 @@ class LanceStore:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """While it is held, no other thread or process writes. Reentrant."""
-        try:
-            holder = self._writer.held()
-            holder.__enter__()
-        except FileNotFoundError:
-            raise self._gone() from None
-        try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._writer.held())
+            except FileNotFoundError:
+                raise self._gone() from None
             self._check_identity()
             yield
-        finally:
-            holder.__exit__(None, None, None)
 
     def insert(self, records: Sequence[Record], *, replacing: Sequence[str] = ()) -> None:
         """Write records in one commit; those whose id is in `replacing` take that item's place."""
@@ -147,7 +145,11 @@ class LanceStore:
                 self._table.add(table)
 
         with self.writing():
+            self._refreshed()
+            before = self._version
             self._commit(write)
+            if not replacing:
+                self._append_own(table, before)
 
     def update(
         self, id: str, *, text: str | None = None, metadata: Mapping[str, Any] | None = None
@@ -277,11 +279,12 @@ class LanceStore:
                 mask = np.ones(len(rows), np.bool_) if mask is None else mask.copy()
                 mask[excluded] = False
             view = None if rows.exact is None else rows.exact.view()
+            size = len(rows)
         wanted = offset + limit
         if view is not None:
             found, scores = view.search(vector, wanted, mask)
         else:
-            found, scores = self._search_disk(rows, vector, wanted, mask)
+            found, scores = self._search_disk(rows, size, vector, wanted, mask)
         return [
             Hit(rows.item(int(row)), float(score))
             for row, score in zip(found[offset:], scores[offset:], strict=True)
@@ -410,17 +413,38 @@ class LanceStore:
             query = self._table.take_row_ids(places[start : start + _TAKE_ROWS].tolist())
             yield from query.select(names).with_row_id().to_arrow().combine_chunks().to_batches()
 
+    def _append_own(self, table: pa.Table, before: int) -> None:
+        """After an insert of ours, where nobody else wrote: no need to read it back.
+
+        Lance gives a new fragment the next number. Were that guess at the row ids wrong, the stamp
+        would tell (see `thumbnail`), and the row would be found by its id.
+        """
+        with self._state:
+            rows = self._rows
+            size = (rows.living + table.num_rows) * self.dimension * BYTES_PER_NUMBER
+            in_memory = size <= self._exact_bytes
+            if (self._version, self._table.version) != (before, before + 1):
+                return
+            if in_memory != (rows.exact is not None):
+                return
+            fragment = (int(rows.row_ids.max()) >> 32) + 1 if len(rows) else 0
+            places = (fragment << 32) + np.arange(table.num_rows, dtype=np.uint64)
+            with_places = table.append_column("_rowid", pa.array(places, pa.uint64()))
+            for batch in with_places.combine_chunks().to_batches():
+                rows.append(batch)
+            self._version = before + 1
+
     # Above the memory budget --------------------------------------------------------------------
 
     def _search_disk(
-        self, rows: ResidentRows, vector: Vectors, wanted: int, mask: Mask | None
+        self, rows: ResidentRows, size: int, vector: Vectors, wanted: int, mask: Mask | None
     ) -> tuple[Rows, Vectors]:
         """Search through Lance, by the index where it passed its test, else flat.
 
         A filter is applied to what comes back, and how many to ask for follows from the share of
         rows that satisfy it. Where few rows do, those are compared exactly. Where too few came
         back, because the filter and the query point to different places, more are asked for, at
-        last all.
+        last all. Rows from `size` on came after the mask was made.
         """
         living = rows.living
         matching = living if mask is None else int(np.count_nonzero(mask))
@@ -439,6 +463,7 @@ class LanceStore:
             numbers = [rows.row_of.get(id, -1) for id in found["id"].to_pylist()]
             candidates = np.array(numbers, np.int64)
             scores = 1.0 - found["_distance"].to_numpy()
+            candidates[candidates >= size] = -1
             kept = candidates >= 0
             if mask is not None:
                 kept &= mask[candidates]
@@ -457,21 +482,31 @@ class LanceStore:
     def _vectors_on_disk(self, rows: ResidentRows, numbers: Rows) -> Vectors:
         vectors = np.zeros((len(numbers), self.dimension), np.float32)
         slot_of = {int(stamp): slot for slot, stamp in enumerate(rows.stamps[numbers])}
+        missing = set(range(len(numbers)))
         with self._errors("be read"):
             for batch in self._take(rows.row_ids[numbers], ["stamp", "vector"]):
                 slots = [slot_of.get(stamp, -1) for stamp in batch.column("stamp").to_pylist()]
                 kept = np.array(slots) >= 0
                 vectors[np.array(slots)[kept]] = vectors_of(batch.column("vector"))[kept]
+                for slot in slots:
+                    missing.discard(slot)
+            if missing:  # compacted since
+                slot_of_id = {rows.item(int(numbers[slot])).id: slot for slot in missing}
+                listed = ", ".join(map(_quoted, slot_of_id))
+                query = self._table.search().where(f"id IN ({listed})").select(["id", "vector"])
+                for batch in query.limit(None).to_batches(_BATCH_ROWS):
+                    slots = [slot_of_id[id] for id in batch.column("id").to_pylist()]
+                    vectors[slots] = vectors_of(batch.column("vector"))
         return vectors
 
     def tidy(self) -> bool:
         """Compact when single writes have piled up; build the index where memory does not do."""
         worked = False
         with self._errors("be compacted"):
-            fragments = self._table.stats()["fragment_stats"]
-            if fragments["num_small_fragments"] >= _MANY_FRAGMENTS:
+            if _is_scattered(self._table.stats()):
                 started = time.time_ns()
-                self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
+                with self.writing():  # an update in between would make it fail
+                    self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
                 _sync_since(self._table_folder, started)
                 worked = True
         with self._state:
@@ -545,6 +580,21 @@ def count_rows(folder: Path) -> int:
             f"The collection {folder.name!r} could not be read.",
             hint=f"Look at the folder {folder}: is it complete?",
         ) from error
+
+
+def _is_scattered(stats: Mapping[str, Any]) -> bool:
+    """Whether the rows lie in so many files that gathering them is worth its price.
+
+    It writes all of them again, so it waits until a third of them has come since the last time, or
+    until the files are too many to open for each reader.
+    """
+    fragments = stats["fragment_stats"]
+    rows: int = stats["num_rows"]
+    loose: int = rows - fragments["lengths"]["max"]
+    count: int = fragments["num_small_fragments"]
+    return count >= _TOO_MANY_FRAGMENTS or (
+        count >= _MANY_FRAGMENTS and 3 * loose >= rows
+    )
 
 
 def _joined(batches: Sequence[pa.RecordBatch], name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -11,12 +11,13 @@ Each is a folder, `<data_dir>/collections/<name>/`, with
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from chiasm.retrieval.file_lock import FileLock
 SCHEMA_VERSION = 1
 
 _ABOUT = "collection.json"
+_log = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -188,16 +190,21 @@ class Library:
 
 
 def list_collections(root: Path) -> list[CollectionInfo]:
-    """The collections of a data folder, by name. Needs no embedder and loads no vector."""
+    """The collections of a data folder, by name. Needs no embedder and loads no vector.
+
+    One that is damaged is left out, with a warning in the log; to open it says what is wrong.
+    """
     from chiasm.retrieval.lance_store import count_rows
 
     infos = []
     home = root / "collections"
     for folder in sorted(home.iterdir()) if home.is_dir() else []:
-        if _NAME.fullmatch(folder.name) and (folder / _ABOUT).is_file():
-            about = _read(folder, folder.name)
-            items = count_rows(folder)
-            infos.append(CollectionInfo(**{**vars(about), "items": items}))
+        if not _NAME.fullmatch(folder.name) or not (folder / _ABOUT).is_file():
+            continue
+        try:
+            infos.append(replace(_read(folder, folder.name), items=count_rows(folder)))
+        except (StoreError, CollectionNotFound) as error:  # one damaged, or deleted this moment
+            _log.warning("%s It is left out.", error)
     return infos
 
 
