@@ -158,6 +158,10 @@ class ConsolePage:
         """What axe-core finds against WCAG 2.2 AA, a line a finding."""
         # Let fades end: a half-faded text has half its contrast.
         self.page.wait_for_timeout(250)
+        self.settled()
+        self.page.wait_for_function(
+            "() => document.getAnimations().every(({ playState }) => playState === 'finished')"
+        )
         self.page.evaluate(_AXE.read_text(encoding="utf-8"))
         found = self.page.evaluate(
             """async (within) => {
