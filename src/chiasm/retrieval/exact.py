@@ -139,7 +139,7 @@ def _scanners() -> ThreadPoolExecutor:
     """Threads that read vectors, each by itself.
 
     Torch's own would do it too, but between two operations they wait by spinning: beside a model
-    that is embedding, a search then takes ten times as long. A few threads saturate the memory.
+    that is embedding, a search then takes several times as long. A few threads saturate the memory.
     """
     return ThreadPoolExecutor(
         _THREADS,

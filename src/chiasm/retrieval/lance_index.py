@@ -26,7 +26,7 @@ NEIGHBOURS = 10
 # Fewer rows are read in a few milliseconds: no index is worth its errors.
 MIN_ROWS = 20_000
 # A filter that leaves no more rows than this is answered by comparing exactly those.
-GATHER_ROWS = 8192
+GATHER_ROWS = 2048
 
 _SAMPLE = 64
 _GROWTH_BEFORE_REBUILD = 1.5

@@ -8,7 +8,7 @@ the disk as far as the disk itself keeps its word about `fsync`; a batch that wa
 that moment may leave a version that Lance refuses to open.
 
 Searches do not go through Lance while the vectors fit a memory budget (see `exact`): Lance's flat
-search reads the files again for each query (130 ms for 100,000 × 512, against 5 ms from memory).
+search reads the files again for each query (`benchmarks/search.py` compares the two).
 Above it, an approximate index is built in the background and used only if it finds what exact
 search finds (see `lance_index`).
 """
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 import threading
 import time
@@ -44,52 +43,30 @@ from chiasm.retrieval import lance_index
 from chiasm.retrieval.exact import BYTES_PER_NUMBER, Rows
 from chiasm.retrieval.file_lock import FileLock
 from chiasm.retrieval.filters import Filter, Mask
+from chiasm.retrieval.lance_table import (
+    CLOCK_TICK_NS,
+    TABLE,
+    is_scattered,
+    new_stamp,
+    schema,
+    sync_since,
+    to_arrow,
+)
 from chiasm.retrieval.resident import SCALARS, ResidentRows, vectors_of
 from chiasm.retrieval.store import Hit, Item, KnownFile, Page, Record, Vectors, microseconds
 
-TABLE = "items"
 LOCK = "lock"
 EXACT_BYTES = 512 * 1024 * 1024
 
 _BATCH_ROWS = 8192
 _TAKE_ROWS = 8192
-# A folder's time of last change is only as fine as the kernel's clock tick.
-_CLOCK_TICK_NS = 50_000_000
-_MANY_FRAGMENTS = 64
-_TOO_MANY_FRAGMENTS = 256
 _COMMIT_ATTEMPTS = 8
 # Blank pages are alike by the thousand; the nearest few decide.
 _MANY_ALIKE = 16
 # Long enough for a reader in another process to move on from the version it reads.
 _KEEP_VERSIONS = timedelta(minutes=10)
-_SYNCED_FOLDERS = ("data", "_deletions", "_indices", "_transactions", "_versions")
 
 _log = logging.getLogger(__name__)
-
-
-def schema(dimension: int) -> pa.Schema:
-    """The table's columns. `added_at` is in microseconds since 1970, UTC, and unique."""
-    return pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("digest", pa.string(), nullable=False),
-            pa.field("source", pa.string(), nullable=False),
-            pa.field("text", pa.string(), nullable=False),
-            pa.field("metadata", pa.string(), nullable=False),
-            pa.field("width", pa.int32(), nullable=False),
-            pa.field("height", pa.int32(), nullable=False),
-            pa.field("added_at", pa.int64(), nullable=False),
-            pa.field("duplicate_of", pa.string()),
-            pa.field("picture", pa.string(), nullable=False),
-            pa.field("perceptual_hash", pa.uint64(), nullable=False),
-            pa.field("file_digest", pa.string(), nullable=False),
-            pa.field("file_size", pa.int64(), nullable=False),
-            pa.field("file_mtime_ns", pa.int64(), nullable=False),
-            pa.field("stamp", pa.int64(), nullable=False),
-            pa.field("vector", pa.list_(pa.float32(), dimension), nullable=False),
-            pa.field("thumbnail", pa.binary(), nullable=False),
-        ]
-    )
 
 
 class LanceStore:
@@ -104,7 +81,6 @@ class LanceStore:
         self._writer = FileLock(folder / LOCK)
         self._identity = self._identify()
         self._state = threading.RLock()
-        self._random = random.SystemRandom()
         self._seen_change = -1
         self._version = -1
         with self._errors("be opened"):
@@ -116,7 +92,7 @@ class LanceStore:
         """Make the empty table in a folder that is there."""
         (folder / LOCK).touch()
         lancedb.connect(folder).create_table(TABLE, schema=schema(dimension))
-        _sync_since(folder / f"{TABLE}.lance", 0)
+        sync_since(folder / f"{TABLE}.lance", 0)
 
     # Writing ------------------------------------------------------------------------------------
 
@@ -135,7 +111,7 @@ class LanceStore:
         """Write records in one commit; those whose id is in `replacing` take that item's place."""
         if not records:
             return
-        table = self._to_arrow(records)
+        table = to_arrow(records, self.dimension)
 
         def write() -> None:
             if replacing:
@@ -155,7 +131,7 @@ class LanceStore:
         self, id: str, *, text: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> Item:
         """Replace the text, the metadata, or both."""
-        values: dict[str, Any] = {"stamp": self._stamp()}
+        values: dict[str, Any] = {"stamp": new_stamp()}
         if text is not None:
             values["text"] = text
         if metadata is not None:
@@ -193,39 +169,10 @@ class LanceStore:
                 conflict = "conflict" in str(error.__cause__).lower()
                 if not conflict or attempt == _COMMIT_ATTEMPTS - 1:
                     raise
-                time.sleep(self._random.uniform(0.01, 0.05) * 2**attempt)
+                time.sleep(random.uniform(0.01, 0.05) * 2**attempt)
                 self._table.checkout_latest()
         with self._errors("be written"):
-            _sync_since(self._table_folder, started)
-
-    def _to_arrow(self, records: Sequence[Record]) -> pa.Table:
-        columns: dict[str, Any] = {
-            name: [getattr(record.item, name) for record in records]
-            for name in ("id", "digest", "source", "text", "width", "height", "duplicate_of")
-        }
-        columns["metadata"] = [
-            json.dumps(record.item.metadata, ensure_ascii=False, allow_nan=False)
-            for record in records
-        ]
-        columns["added_at"] = [microseconds(record.item.added_at) for record in records]
-        for name in (
-            "picture",
-            "perceptual_hash",
-            "file_digest",
-            "file_size",
-            "file_mtime_ns",
-            "thumbnail",
-        ):
-            columns[name] = [getattr(record, name) for record in records]
-        columns["stamp"] = [self._stamp() for _ in records]
-        matrix = np.stack([record.vector for record in records]).astype(np.float32, copy=False)
-        columns["vector"] = pa.FixedSizeListArray.from_arrays(
-            pa.array(matrix.reshape(-1)), self.dimension
-        )
-        return pa.table(columns, schema=schema(self.dimension))
-
-    def _stamp(self) -> int:
-        return self._random.getrandbits(63)
+            sync_since(self._table_folder, started)
 
     # Reading ------------------------------------------------------------------------------------
 
@@ -360,7 +307,7 @@ class LanceStore:
                 changed = (self._table_folder / "_versions").stat().st_mtime_ns
             except FileNotFoundError:
                 raise self._gone() from None
-            settled = time.time_ns() - changed > _CLOCK_TICK_NS
+            settled = time.time_ns() - changed > CLOCK_TICK_NS
             if changed == self._seen_change and settled:
                 return self._rows
             with self._errors("be read"):
@@ -503,11 +450,11 @@ class LanceStore:
         """Compact when single writes have piled up; build the index where memory does not do."""
         worked = False
         with self._errors("be compacted"):
-            if _is_scattered(self._table.stats()):
+            if is_scattered(self._table.stats()):
                 started = time.time_ns()
                 with self.writing():  # an update in between would make it fail
                     self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
-                _sync_since(self._table_folder, started)
+                sync_since(self._table_folder, started)
                 worked = True
         with self._state:
             rows = self._refreshed()
@@ -571,32 +518,6 @@ class LanceStore:
         return CollectionNotFound(f"There is no collection {self._name!r} any more.")
 
 
-def count_rows(folder: Path) -> int:
-    """How many rows the table of a collection's folder has; nothing is loaded. StoreError."""
-    try:
-        return int(lancedb.connect(folder).open_table(TABLE).count_rows())
-    except Exception as error:  # Lance raises many kinds, none of them documented
-        raise StoreError(
-            f"The collection {folder.name!r} could not be read.",
-            hint=f"Look at the folder {folder}: is it complete?",
-        ) from error
-
-
-def _is_scattered(stats: Mapping[str, Any]) -> bool:
-    """Whether the rows lie in so many files that gathering them is worth its price.
-
-    It writes all of them again, so it waits until a third of them has come since the last time, or
-    until the files are too many to open for each reader.
-    """
-    fragments = stats["fragment_stats"]
-    rows: int = stats["num_rows"]
-    loose: int = rows - fragments["lengths"]["max"]
-    count: int = fragments["num_small_fragments"]
-    return count >= _TOO_MANY_FRAGMENTS or (
-        count >= _MANY_FRAGMENTS and 3 * loose >= rows
-    )
-
-
 def _joined(batches: Sequence[pa.RecordBatch], name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     empty = np.empty(0, dtype)
     return np.concatenate([empty, *(batch.column(name).to_numpy() for batch in batches)])
@@ -604,39 +525,3 @@ def _joined(batches: Sequence[pa.RecordBatch], name: str, dtype: npt.DTypeLike) 
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
-
-
-def _sync_since(table: Path, started_ns: int) -> None:
-    """Hand every file below the table that is newer to the disk, then their folders."""
-    for name in _SYNCED_FOLDERS:
-        folder = table / name
-        if not folder.is_dir():
-            continue
-        fresh = False
-        for entry in os.scandir(folder):
-            try:
-                if entry.stat().st_mtime_ns < started_ns - _CLOCK_TICK_NS:
-                    continue
-            except FileNotFoundError:  # tidied away by another process
-                continue
-            if entry.is_file():
-                _sync(Path(entry.path))
-            fresh = True
-        if fresh:
-            _sync(folder)
-    _sync(table)
-
-
-def _sync(path: Path) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return
-    except PermissionError:
-        if os.name == "nt" and path.is_dir():  # Windows does not open folders
-            return
-        raise
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

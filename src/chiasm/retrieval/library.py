@@ -194,7 +194,7 @@ def list_collections(root: Path) -> list[CollectionInfo]:
 
     One that is damaged is left out, with a warning in the log; to open it says what is wrong.
     """
-    from chiasm.retrieval.lance_store import count_rows
+    from chiasm.retrieval.lance_table import count_rows
 
     infos = []
     home = root / "collections"
