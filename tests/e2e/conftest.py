@@ -25,10 +25,20 @@ OpenConsole = Callable[..., ConsolePage]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark these tests, and put them last.
+
+    Playwright's synchronous interface keeps an event loop in this thread for as long as the
+    browser is open, and nothing that runs a loop of its own may come after it.
+    """
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if _is_ours(item):
             item.add_marker(pytest.mark.e2e)
             item.add_marker(pytest.mark.weights)
+    items.sort(key=_is_ours)
+
+
+def _is_ours(item: pytest.Item) -> bool:
+    return Path(__file__).parent in item.path.parents
 
 
 @pytest.fixture(scope="session")

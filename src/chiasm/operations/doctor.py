@@ -286,8 +286,15 @@ def _collections(settings: Settings) -> Check:
         return Check("collections", "ok", "none yet (chiasm index FOLDER makes one)")
     from chiasm.retrieval.library import list_collections
 
-    infos = list_collections(settings.data_dir)
+    damaged: list[tuple[str, ChiasmError]] = []
+    infos = list_collections(
+        settings.data_dir, on_damaged=lambda name, error: damaged.append((name, error))
+    )
     listed = ", ".join(f"{i.name} ({i.items:,} pictures by {i.embedder.name})" for i in infos)
+    if damaged:
+        told = "; ".join(error.message for _, error in damaged)
+        fix = f"chiasm collections delete {damaged[0][0]}, then index its pictures again"
+        return Check("collections", "problem", f"{told} {listed}".strip(), fix)
     return Check("collections", "ok", listed or "none yet (chiasm index FOLDER makes one)")
 
 

@@ -17,12 +17,14 @@ import re
 import secrets
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from chiasm.errors import (
+    ChiasmError,
     CollectionExists,
     CollectionNotFound,
     EmbedderMismatch,
@@ -189,10 +191,13 @@ class Library:
         )
 
 
-def list_collections(root: Path) -> list[CollectionInfo]:
+def list_collections(
+    root: Path, *, on_damaged: Callable[[str, ChiasmError], None] | None = None
+) -> list[CollectionInfo]:
     """The collections of a data folder, by name. Needs no embedder and loads no vector.
 
-    One that is damaged is left out, with a warning in the log; to open it says what is wrong.
+    on_damaged: told the name and the error of each that cannot be read; it is left out of the
+    list. By default that is logged.
     """
     from chiasm.retrieval.lance_table import count_rows
 
@@ -203,9 +208,15 @@ def list_collections(root: Path) -> list[CollectionInfo]:
             continue
         try:
             infos.append(replace(_read(folder, folder.name), items=count_rows(folder)))
-        except (StoreError, CollectionNotFound) as error:  # one damaged, or deleted this moment
-            _log.warning("%s It is left out.", error)
+        except CollectionNotFound:  # deleted this moment
+            continue
+        except StoreError as error:
+            (on_damaged or _log_damaged)(folder.name, error)
     return infos
+
+
+def _log_damaged(name: str, error: ChiasmError) -> None:
+    _log.warning("%s The collection %r is left out.", error, name)
 
 
 def delete_collection(root: Path, name: str) -> None:
