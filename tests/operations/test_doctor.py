@@ -185,7 +185,7 @@ def test_collections_are_counted(settings: Settings, monkeypatch: pytest.MonkeyP
     info = library.CollectionInfo(
         "pictures", 1200, library.EmbedderInfo("default", "0", 4), "2026-01-01", "u"
     )
-    monkeypatch.setattr(library, "list_collections", lambda _: [info])
+    monkeypatch.setattr(library, "list_collections", lambda *_, **__: [info])
     detail = found(examine(settings), "collections").detail
     assert detail == "pictures (1,200 pictures by default)"
 
