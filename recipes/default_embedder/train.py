@@ -2,13 +2,17 @@
 
     python recipes/default_embedder/train.py
 
-The loss is CLIP's (Radford et al. 2021, arXiv:2103.00020) with softer targets: two pictures of one
-object are no negatives of each other, and near-synonyms are pushed apart only as far as the text
-tower itself holds them apart.
+Two steps. A regression (closed form) carries what the image tower saw onto the sentence embeddings
+of what people would type. Then a contrastive loss, CLIP's (Radford et al. 2021, arXiv:2103.00020)
+with softer targets, sets how the regression, the class names and the scale are balanced; it sees
+every picture through a regression that was fitted without that picture's object, so it learns what
+holds for things never seen. README.md tells what else was tried and why it lost.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +28,11 @@ from pictures import Picture
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from chiasm.models.aligned import HEADS, HeadsConfig, ImageHead, TextHead, head_mean
+from chiasm.models.aligned import HEADS, SHIPPED, HeadsConfig, ImageHead, TextHead, head_mean
+
+TRAINING_PARTS = {"train", "validation", "validation only"}
+# Of a summary's groups: early stages, middle stages, the head's means, the head's maxima.
+WIDTHS = (16 + 24 + 40 + 80 + 112, 192 + 320, 1280, 1280)
 
 
 @dataclass
@@ -73,170 +81,172 @@ def load_cache(settings: dict[str, Any]) -> Cache:
     )
 
 
-class Reduction:
-    """Standardise a picture's summary and turn it onto its main directions, whitened.
-
-    Training on these is quick; `into` folds them into the head's first layer afterwards.
-    """
-
-    def __init__(self, summaries: Tensor, directions: int, floor: float) -> None:
-        self.mean = summaries.mean(dim=0)
-        self.deviation = summaries.std(dim=0) + 1e-3
-        standard = self.standard(summaries)
-        covariance = standard.T @ standard / len(standard)
-        values, vectors = torch.linalg.eigh(covariance)
-        values, vectors = values.flip(0)[:directions], vectors.flip(1)[:, :directions]
-        # Whitened, but the weak directions are not blown up to the strength of the strong ones.
-        self.turn = vectors / torch.sqrt(values + floor * values[0])  # [values, directions]
-
-    def standard(self, summaries: Tensor) -> Tensor:
-        return ((summaries - self.mean) / self.deviation).clamp(-6, 6)
-
-    def __call__(self, summaries: Tensor) -> Tensor:
-        return self.standard(summaries) @ self.turn
-
-    @torch.no_grad()
-    def into(self, small: ImageHead, head: ImageHead) -> None:
-        """Copy a head that was trained on reduced summaries into one for whole summaries."""
-        head.load_state_dict(
-            small.state_dict()
-            | {
-                "mean": self.mean,
-                "deviation": self.deviation,
-                "hidden.weight": small.hidden.weight @ self.turn.T,
-            }
-        )
-
-
-class Drawer:
-    """Draws one of several numbered things for each row, with given weights."""
-
-    def __init__(
-        self, choices: Sequence[Sequence[int]], weights: Sequence[Sequence[float]]
-    ) -> None:
-        longest = max(len(row) for row in choices)
-        self.choices = torch.zeros(len(choices), longest, dtype=torch.int64)
-        self.weights = torch.zeros(len(choices), longest)
-        for i, (row, weight) in enumerate(zip(choices, weights, strict=True)):
-            self.choices[i, : len(row)] = torch.tensor(row)
-            self.weights[i, : len(row)] = torch.tensor(weight)
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        picked = torch.multinomial(self.weights[rows], 1)
-        return self.choices[rows].gather(1, picked)[:, 0]
-
-
 def fit(
-    cache: Cache, chosen: Sequence[int], rules: dict[str, Any], *, seed: int = 0
+    cache: Cache, chosen: Sequence[int], rules: dict[str, Any]
 ) -> tuple[ImageHead, TextHead, float]:
-    """Train both heads on the pictures `chosen`: heads for whole summaries, and the logit scale."""
-    torch.manual_seed(seed)
-    pictures = [cache.pictures[i] for i in chosen]
-
-    # ---- what is seen: every view of every chosen picture, reduced once -------------------------
-    summaries, views_of = [], [[] for _ in chosen]
-    row = 0
-    for view, has in zip(cache.views, cache.has_view, strict=True):
-        have = [n for n, i in enumerate(chosen) if has[i]]
-        summaries.append(view[[chosen[n] for n in have]].float())
-        for n in have:
-            views_of[n].append(row)
-            row += 1
-    seen = torch.cat(summaries)
-    reduction = Reduction(seen, rules["directions"], rules["whitening_floor"])
-    reduced, logits = reduction(seen), cache.logits(seen)
-    plain_share = rules["plain_share"]
-    draw_view = Drawer(
-        views_of,
-        [[plain_share * max(1, len(v) - 1), *([1 - plain_share] * (len(v) - 1))] for v in views_of],
-    )
-
-    # ---- what is said ----------------------------------------------------------------------------
-    said = [phrases.of_picture(picture) for picture in pictures]
-    draw_phrase = Drawer(
-        [[cache.texts[phrase.text] for phrase in each] for each in said],
-        [[phrase.weight for phrase in each] for each in said],
-    )
-    labels = _labels([min(picture.objects) + picture.caption.lower() for picture in pictures])
-    drawn_as = torch.tensor([rules["source_weights"][picture.source] for picture in pictures])
-
-    # ---- anchors: the ImageNet classes as the classifier's own weights know them -----------------
-    anchors, anchor_logits = class_summaries(cache, seen, rules["anchor_strength"])
-    reduced_anchors = reduction(anchors)
-    draw_name = Drawer(
-        [[cache.texts[text] for text in each] for each in cache.class_phrases],
-        [[1.0] * len(each) for each in cache.class_phrases],
-    )
-    noise = (reduced[: len(reduced)] - reduced.mean(dim=0)).std(dim=0) * rules["anchor_noise"]
-
-    # ---- the heads -------------------------------------------------------------------------------
-    width = cache.embeddings.shape[1]
-    small = ImageHead(
-        HeadsConfig(rules["directions"], 1000, width, rules["image_hidden"], 1, width)
-    )
-    text_head = TextHead(HeadsConfig(1, 1, width, 1, rules["text_hidden"], width))
+    """Train both heads on the pictures `chosen`. Also gives the natural log of the logit scale."""
+    head = regress(cache, chosen, rules["regression"])
+    stamps = [i for i in chosen if cache.pictures[i].source == "stamp"]
+    captions = cache.text([cache.pictures[i].caption for i in stamps])
+    text_head = TextHead(_sizes(head))
+    text_head.mean.copy_(captions.mean(dim=0))
+    scale = balance(cache, chosen, rules, head, text_head)
     with torch.no_grad():
-        text_head.mean.copy_(cache.embeddings[draw_phrase(torch.arange(len(chosen)))].mean(dim=0))
-        nn.init.zeros_(text_head.output.weight)
-        nn.init.zeros_(text_head.output.bias)
-        names = torch.stack([cache.text(each).mean(dim=0) for each in cache.class_phrases])
-        small.class_embeddings.copy_(names - names.mean(dim=0))
-        small.class_temperature.fill_(1.5)
-        small.output.weight.mul_(0.3)
-    scale = nn.Parameter(torch.tensor(float(np.log(rules["logit_scale"]))))
-    groups = [
-        {
-            "params": [*small.hidden.parameters(), *small.output.parameters()],
-            "lr": rules["image_rate"],
-        },
-        {"params": [small.class_embeddings], "lr": rules["class_rate"], "weight_decay": 0.0},
-        {"params": [small.class_share, small.class_temperature], "lr": 1e-3, "weight_decay": 0.0},
-        {"params": text_head.parameters(), "lr": rules["text_rate"]},
-        {"params": [scale], "lr": 1e-3, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=rules["weight_decay"])
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [group["lr"] for group in groups], total_steps=rules["steps"], pct_start=0.1
-    )
-    modules = nn.ModuleList([small, text_head])
-    average = torch.optim.swa_utils.AveragedModel(
-        modules, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(rules["averaging"])
-    )
+        summaries = cache.views[0][stamps].float()
+        head.answers.bias -= head(summaries, cache.logits(summaries)).mean(dim=0)
+    return head.eval(), text_head.eval(), scale
 
-    # ---- the steps -------------------------------------------------------------------------------
-    for _ in range(rules["steps"]):
-        picked = torch.multinomial(drawn_as, rules["batch"], replacement=True)
-        classes = torch.randint(0, len(anchors), (rules["anchors"],))
-        view = draw_view(picked)
-        inputs = torch.cat(
-            [
-                reduced[view],
-                reduced_anchors[classes] + noise * torch.randn(len(classes), len(noise)),
-            ]
-        )
-        inputs = inputs + rules["noise"] * torch.randn_like(inputs)
-        inputs = F.dropout(inputs, rules["dropout"])
-        sentence = cache.embeddings[torch.cat([draw_phrase(picked), draw_name(classes)])]
-        group = torch.cat([labels[picked], -1 - classes])
-        image = F.normalize(
-            small.from_standard(inputs, torch.cat([logits[view], anchor_logits[classes]])), dim=-1
-        )
-        text = F.normalize(text_head(sentence), dim=-1)
-        target = soft_targets(sentence - text_head.mean, group, rules)
-        loss = contrastive_loss(scale.exp() * image @ text.T, target)
+
+# The regression ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def regress(cache: Cache, chosen: Sequence[int], rules: dict[str, Any]) -> ImageHead:
+    """Kernel ridge regression on a subset of centres (Nyström), from views onto phrases.
+
+    The rows are all views of the pictures, each with the mean of its phrases, and a typical
+    picture of every ImageNet class, with the mean of the class's names.
+    """
+    torch.manual_seed(rules["seed"])
+    plain = cache.views[0][list(chosen)].float()
+    anchors, _ = class_summaries(cache, plain, rules["anchor_strength"])
+    views, owners, weights = _rows(cache, chosen, rules)
+    named = torch.stack([cache.text(names).mean(dim=0) for names in cache.class_phrases])
+    said = torch.stack([_mean_phrase(cache, cache.pictures[i]) for i in chosen])
+    share = torch.tensor([rules["source_weights"][cache.pictures[i].source] for i in chosen])
+    centre = (share[:, None] * said).sum(dim=0) / share.sum()
+    # Half of the difference between how classes and pictures are worded is taken out.
+    anchor_centre = (named.mean(dim=0) + centre) / 2
+    targets = torch.cat([said[owners] - centre, named - anchor_centre])
+    weights = torch.cat([weights, torch.full((len(anchors),), rules["anchor_weight"])])
+
+    sizes = HeadsConfig(
+        summary=plain.shape[1],
+        directions=rules["directions"],
+        centres=rules["centres"],
+        classes=len(named),
+        dimension=named.shape[1],
+    )
+    head = ImageHead(sizes)
+    _reduce(head, plain, rules)
+    inputs = torch.cat([head.reduced(views), head.reduced(anchors)])
+    head.centres.copy_(inputs[torch.multinomial(weights, sizes.centres)])
+    head.reach.fill_(rules["reach"] * float(inputs.square().sum(dim=1).mean()))
+    _halve(head)
+    near = head.nearness(inputs)  # [rows, centres]
+    weighted = (near * weights[:, None]).T
+    # In double precision: neighbouring centres make the matrix nearly singular.
+    matrix = (weighted @ near + rules["ridge"] * head.nearness(head.centres)).double()
+    matrix += 1e-4 * torch.eye(sizes.centres, dtype=torch.float64)
+    answers = torch.linalg.solve(matrix, (weighted @ targets).double())
+    head.answers.weight.copy_(answers.T.float())
+    head.answers.bias.zero_()
+    head.class_embeddings.copy_(named - named.mean(dim=0))
+    return head
+
+
+def _rows(
+    cache: Cache, chosen: Sequence[int], rules: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Every view: its summary, the place in `chosen` of its picture, and its weight."""
+    summaries, owners, weights = [], [], []
+    for number, view in enumerate(cache.views):
+        rounds = len(cache.views) - 1
+        share = 1.0 if number == 0 else rules["composite_weight"] / rounds
+        have = [place for place, i in enumerate(chosen) if cache.has_view[number, i]]
+        summaries.append(view[[chosen[place] for place in have]].float())
+        owners += have
+        weights += [
+            share * rules["source_weights"][cache.pictures[chosen[place]].source] for place in have
+        ]
+    return torch.cat(summaries), torch.tensor(owners), torch.tensor(weights)
+
+
+def _reduce(head: ImageHead, summaries: Tensor, rules: dict[str, Any]) -> None:
+    """Set the head to standardise summaries and turn them onto their main directions."""
+    head.mean.copy_(summaries.mean(dim=0))
+    head.deviation.copy_(summaries.std(dim=0) + 1e-3)
+    strength = torch.cat(
+        [
+            torch.full((width,), value)
+            for width, value in zip(WIDTHS, rules["strengths"], strict=True)
+        ]
+    )
+    standard = ((summaries - head.mean) / head.deviation).clamp(-6, 6) * strength
+    _, singular, turn = torch.pca_lowrank(standard, rules["directions"], center=False, niter=4)
+    values = singular.square() / len(standard)
+    # Whitened, but the weak directions are not blown up to the strength of the strong ones.
+    turn = turn / torch.sqrt(values + rules["whitening_floor"] * values[0])
+    head.reduce.weight.copy_((strength[:, None] * turn).T)
+
+
+def _halve(head: ImageHead) -> None:
+    """Round to the precision that ships before the answers are solved for, so they fit it."""
+    for tensor in (head.mean, head.deviation, head.reduce.weight, head.centres, head.reach):
+        tensor.copy_(tensor.half().float())
+
+
+def _mean_phrase(cache: Cache, picture: Picture) -> Tensor:
+    said = phrases.of_picture(picture)
+    weights = torch.tensor([phrase.weight for phrase in said])
+    rows = cache.text([phrase.text for phrase in said])
+    return (rows * weights[:, None]).sum(dim=0) / weights.sum()
+
+
+# The balance ------------------------------------------------------------------------------------
+
+
+def balance(
+    cache: Cache,
+    chosen: Sequence[int],
+    rules: dict[str, Any],
+    head: ImageHead,
+    text_head: TextHead,
+) -> float:
+    """Set the class names' share and temperature contrastively; gives the logit scale's log."""
+    settings = rules["balance"]
+    torch.manual_seed(settings["seed"])
+    pictures = [cache.pictures[i] for i in chosen]
+    objects = [min(picture.objects) for picture in pictures]
+    folds = torch.tensor([_fold(name, settings["folds"]) for name in objects])
+    summaries = cache.views[0][list(chosen)].float()
+    logits = cache.logits(summaries)
+    unseen = torch.empty(len(chosen), head.answers.out_features)
+    for fold in range(settings["folds"]):
+        others = [i for i, its in zip(chosen, folds.tolist(), strict=True) if its != fold]
+        stranger = regress(cache, others, rules["regression"])
+        with torch.no_grad():
+            near = stranger.nearness(stranger.reduced(summaries[folds == fold]))
+            unseen[folds == fold] = stranger.answers(near)
+    captions = text_head(cache.text([picture.caption for picture in pictures]))
+    groups = _labels(objects)
+    weights = torch.tensor([settings["source_weights"][picture.source] for picture in pictures])
+    share = nn.Parameter(torch.ones(()))
+    temperature = nn.Parameter(torch.tensor(1.3))
+    scale = nn.Parameter(torch.tensor(float(np.log(15.0))))
+    optimizer = torch.optim.Adam([share, temperature, scale], lr=settings["rate"])
+    for _ in range(settings["steps"]):
+        picked = torch.multinomial(weights, settings["batch"])
+        named = (logits[picked] / temperature).softmax(dim=-1) @ head.class_embeddings.detach()
+        image = unseen[picked] + share * named
+        image = F.normalize(image - image.detach().mean(dim=0), dim=-1)
+        text = captions[picked]
+        target = soft_targets(text, groups[picked], settings)
+        loss = contrastive_loss(scale.exp() * image @ F.normalize(text, dim=-1).T, target)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            scale.clamp_(max=float(np.log(100)))
-        average.update_parameters(modules)
+    with torch.no_grad():
+        # Drawings set the balance; photographs are what the class names know best, so the scales
+        # are tipped towards them as far as validation allows.
+        head.class_share.copy_(share * settings["photograph_share"])
+        head.class_temperature.copy_(temperature * settings["photograph_temperature"])
+    return float(scale.detach())
 
-    small, text_head = average.module
-    full = ImageHead(HeadsConfig(seen.shape[1], 1000, width, rules["image_hidden"], 1, width))
-    reduction.into(small, full)
-    return full.eval(), text_head.eval(), float(scale.detach())
+
+def _fold(name: str, folds: int) -> int:
+    """The same object in the same fold, in every run."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % folds
 
 
 def soft_targets(sentence: Tensor, group: Tensor, rules: dict[str, Any]) -> Tensor:
@@ -276,18 +286,9 @@ def _labels(keys: Sequence[str]) -> Tensor:
     return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
-def write(
-    image_head: ImageHead, text_head: TextHead, scale: float, rules: dict[str, Any], folder: Path
-) -> None:
+def write(image_head: ImageHead, text_head: TextHead, scale: float, folder: Path) -> None:
     """The two shipped files: heads in half precision, and config.json that says everything."""
-    config = HeadsConfig(
-        summary=image_head.hidden.in_features,
-        classes=image_head.class_embeddings.shape[0],
-        text_width=text_head.hidden.in_features,
-        image_hidden=image_head.hidden.out_features,
-        text_hidden=text_head.hidden.out_features,
-        dimension=image_head.output.out_features,
-    )
+    config = _sizes(image_head)
     tensors = {"logit_scale": torch.tensor(scale)}
     for prefix, head in (("image_head", image_head), ("text_head", text_head)):
         tensors |= {f"{prefix}.{name}": tensor for name, tensor in head.state_dict().items()}
@@ -318,3 +319,38 @@ def write(
         "heads": asdict(config),
     }
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def _sizes(head: ImageHead) -> HeadsConfig:
+    return HeadsConfig(
+        summary=head.reduce.in_features,
+        directions=head.reduce.out_features,
+        centres=len(head.centres),
+        classes=len(head.class_embeddings),
+        dimension=head.answers.out_features,
+    )
+
+
+def main() -> None:
+    """Train on everything but the held-out objects, and write."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--output", type=Path, default=SHIPPED, help="folder for the heads")
+    parser.add_argument(
+        "--without-validation", action="store_true", help="keep the validation objects out as well"
+    )
+    arguments = parser.parse_args()
+    settings = recipe.load()
+    cache = load_cache(settings)
+    parts = {"train"} if arguments.without_validation else TRAINING_PARTS
+    chosen = [i for i, picture in enumerate(cache.pictures) if picture.part in parts]
+    image_head, text_head, scale = fit(cache, chosen, settings["heads"])
+    write(image_head, text_head, scale, arguments.output)
+    print(
+        f"{len(chosen)} pictures; share of class names {image_head.class_share.item():.2f}, "
+        f"temperature {image_head.class_temperature.item():.2f}, "
+        f"logit scale {float(np.exp(scale)):.1f}; written to {arguments.output}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,6 @@ from chiasm.models.catalog import pull
 from chiasm.models.checkpoint import DualEncoderCheckpoint, load_dual_encoder
 from chiasm.settings import Settings
 
-Array = npt.NDArray[np.float64]
 CACHE = Settings.load().cache_dir
 MANDATORY = {
     "a cup of coffee": "coffee",
@@ -40,13 +38,6 @@ def unit_texts(embedder: DualEncoderCheckpoint, texts: list[str]) -> torch.Tenso
     batch = embedder.tokenizer(texts)
     with torch.inference_mode():
         return F.normalize(embedder.model.encode_text(batch.ids, batch.mask), dim=-1)
-
-
-def gelu(x: Array) -> Array:
-    """By the error function, as the definition has it (Hendrycks and Gimpel 2016)."""
-    from math import erf
-
-    return x * (1 + np.vectorize(erf)(x / np.sqrt(2))) / 2
 
 
 def test_what_ships_is_small_and_comes_with_its_card() -> None:
@@ -83,8 +74,11 @@ def test_image_head_does_what_its_formula_says(embedder: DualEncoderCheckpoint) 
     logits = 4 * random.normal(size=(3, 1000))
 
     standard = np.clip((summary - heads["image_head.mean"]) / heads["image_head.deviation"], -6, 6)
-    hidden = gelu(standard @ heads["image_head.hidden.weight"].T + heads["image_head.hidden.bias"])
-    expected = hidden @ heads["image_head.output.weight"].T + heads["image_head.output.bias"]
+    reduced = standard @ heads["image_head.reduce.weight"].T
+    centres = heads["image_head.centres"]
+    distances = np.array([[((row - centre) ** 2).sum() for centre in centres] for row in reduced])
+    nearness = np.exp(-distances / heads["image_head.reach"])
+    expected = nearness @ heads["image_head.answers.weight"].T + heads["image_head.answers.bias"]
     powers = np.exp(logits / heads["image_head.class_temperature"])
     named = powers / powers.sum(axis=1, keepdims=True) @ heads["image_head.class_embeddings"]
     expected = expected + heads["image_head.class_share"] * named
@@ -112,11 +106,7 @@ def test_text_road_agrees_with_transformers(embedder: DualEncoderCheckpoint) -> 
     heads = load_file(aligned.SHIPPED / aligned.HEADS)
     heads = {name: tensor.astype(np.float64) for name, tensor in heads.items()}
     centred = sentence - heads["text_head.mean"]
-    hidden = gelu(centred @ heads["text_head.hidden.weight"].T + heads["text_head.hidden.bias"])
-    expected = (
-        centred + hidden @ heads["text_head.output.weight"].T + heads["text_head.output.bias"]
-    )
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    expected = centred / np.linalg.norm(centred, axis=1, keepdims=True)
     np.testing.assert_allclose(unit_texts(embedder, texts).numpy(), expected, atol=1e-4)
 
 

@@ -124,18 +124,46 @@ def test_wilson_interval(hits: int, queries: int, interval: tuple[float, float])
     assert wilson(hits, queries) == pytest.approx(interval, abs=5e-5)
 
 
-def test_reduction_folds_into_the_head_without_changing_it() -> None:
-    from train import Reduction
-
-    from chiasm.models.aligned import HeadsConfig, ImageHead
+def test_class_summaries_recover_the_means_a_linear_classifier_was_made_from() -> None:
+    """Normal classes with one covariance, and the classifier that is best for them (LDA)."""
+    from train import Cache, class_summaries
 
     torch.manual_seed(0)
-    summaries = torch.randn(200, 40) * torch.linspace(0.1, 3, 40) + 1
-    reduction = Reduction(summaries, directions=12, floor=0.01)
-    small = ImageHead(HeadsConfig(12, 5, 8, 6, 1, 8))
-    full = ImageHead(HeadsConfig(40, 5, 8, 6, 1, 8))
-    reduction.into(small, full)
-    logits = torch.randn(200, 5)
-    torch.testing.assert_close(
-        full(summaries, logits), small.from_standard(reduction(summaries), logits)
+    width = 2560
+    means = torch.zeros(3, width)
+    means[:, :3] = torch.tensor([[3.0, 0, 0], [0, 3.0, 0], [0, 0, 3.0]])
+    seen = means.repeat_interleave(400, dim=0) + 0.5 * torch.randn(1200, width)
+    cache = Cache(
+        [], [], torch.zeros(0), {}, torch.zeros(0), [], (torch.zeros(3, 1280), torch.zeros(3))
     )
+    covariance = torch.cov(seen[:, :1280].T) + 1e-2 * torch.eye(1280)
+    weight = torch.linalg.solve(covariance, (means - means.mean(dim=0))[:, :1280].T).T
+    cache.classifier = (weight, torch.zeros(3))
+    anchors, logits = class_summaries(cache, seen, strength=1.0)
+    assert logits.argmax(dim=1).tolist() == [0, 1, 2]
+    nearest = torch.cdist(anchors[:, :3], means[:, :3]).argmin(dim=1)
+    assert nearest.tolist() == [0, 1, 2]
+
+
+def test_soft_targets_share_the_weight_among_pictures_of_one_object() -> None:
+    from train import soft_targets
+
+    sentence = torch.eye(4)
+    group = torch.tensor([0, 0, 1, 2])
+    hard = soft_targets(sentence, group, {"target_softness": 0.0, "target_temperature": 0.07})
+    torch.testing.assert_close(hard[0], torch.tensor([0.5, 0.5, 0.0, 0.0]))
+    soft = soft_targets(sentence, group, {"target_softness": 0.4, "target_temperature": 0.07})
+    torch.testing.assert_close(soft.sum(dim=1), torch.ones(4))
+
+
+def test_contrastive_loss_is_cross_entropy_where_every_row_has_one_answer() -> None:
+    from train import contrastive_loss
+
+    torch.manual_seed(0)
+    logits = torch.randn(5, 5)
+    answers = torch.arange(5)
+    expected = (
+        torch.nn.functional.cross_entropy(logits, answers)
+        + torch.nn.functional.cross_entropy(logits.T, answers)
+    ) / 2
+    torch.testing.assert_close(contrastive_loss(logits, torch.eye(5)), expected)

@@ -1,10 +1,11 @@
 """The default embedder: two pretrained towers, locked, and two small heads trained on top.
 
-The recipe is LiT's (Zhai et al. 2022, arXiv:2111.07991) with both towers locked: EfficientNet-Lite0
+The plan is LiT's (Zhai et al. 2022, arXiv:2111.07991) with both towers locked: EfficientNet-Lite0
 sees, MiniLM reads, and only the heads learned to meet, in `recipes/default_embedder`. The image
-head has a second road, as in ConSE (Norouzi et al. 2014, arXiv:1312.5650): the probabilities of
-the 1000 ImageNet classes weigh the classes' own embeddings, so that what the tower already knows
-by name needs no alignment.
+head has two roads. One regresses from what the tower saw onto sentence embeddings, as in DeViSE
+(Frome et al. 2013). The other weighs the embeddings of the 1000 ImageNet classes' names by their
+probabilities, as in ConSE (Norouzi et al. 2014, arXiv:1312.5650), so that what the tower already
+knows by name needs no alignment.
 """
 
 from __future__ import annotations
@@ -39,18 +40,27 @@ HEADS = "heads.safetensors"
 
 @dataclass(frozen=True)
 class HeadsConfig:
-    """Widths of the two heads. summary: values that describe a picture, see `summary`."""
+    """Sizes of the heads.
+
+    summary: values that describe a picture, see `summary`. directions: what they are reduced to.
+    centres: of the regression. classes: of the image tower's classifier.
+    """
 
     summary: int
+    directions: int
+    centres: int
     classes: int
-    text_width: int
-    image_hidden: int
-    text_hidden: int
     dimension: int
 
 
 class ImageHead(nn.Module):
-    """A picture's summary and its class logits → the shared space."""
+    """A picture's summary and its class logits → the shared space.
+
+    The regression is a radial one: every centre pulls towards its own answer, by how near the
+    picture is to it. All pictures' answers are shifted by one offset, so that their mean is the
+    texts' mean, zero: without it the gap between the modalities makes some pictures everybody's
+    neighbours.
+    """
 
     mean: Tensor
     deviation: Tensor
@@ -59,44 +69,50 @@ class ImageHead(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(config.summary))
         self.register_buffer("deviation", torch.ones(config.summary))
-        self.hidden = nn.Linear(config.summary, config.image_hidden)
-        self.output = nn.Linear(config.image_hidden, config.dimension)
+        self.reduce = nn.Linear(config.summary, config.directions, bias=False)
+        self.centres = nn.Parameter(torch.zeros(config.centres, config.directions))
+        self.reach = nn.Parameter(torch.ones(()))
+        self.answers = nn.Linear(config.centres, config.dimension)
         self.class_embeddings = nn.Parameter(torch.zeros(config.classes, config.dimension))
         self.class_share = nn.Parameter(torch.ones(()))
         self.class_temperature = nn.Parameter(torch.ones(()))
 
     def forward(self, summary: Tensor, logits: Tensor) -> Tensor:
         """summary: [batch, values]; logits: [batch, classes] → [batch, dimension]."""
-        # Cut at six deviations: a picture unlike all of training must not run away with the sum.
-        return self.from_standard(((summary - self.mean) / self.deviation).clamp(-6, 6), logits)
-
-    def from_standard(self, standard: Tensor, logits: Tensor) -> Tensor:
-        """`forward` from a summary that is standardised already; training enters here."""
-        learned: Tensor = self.output(F.gelu(self.hidden(standard)))  # [batch, dimension]
+        nearness = self.nearness(self.reduced(summary))  # [batch, centres]
         probabilities = (logits / self.class_temperature).softmax(dim=-1)
         named = probabilities @ self.class_embeddings  # [batch, dimension]
-        return learned + self.class_share * named
+        embedding: Tensor = self.answers(nearness) + self.class_share * named
+        return embedding
+
+    def reduced(self, summary: Tensor) -> Tensor:
+        """[batch, values] → [batch, directions]."""
+        # Cut at six deviations: one odd value must not carry a picture away from every centre.
+        directions: Tensor = self.reduce(((summary - self.mean) / self.deviation).clamp(-6, 6))
+        return directions
+
+    def nearness(self, reduced: Tensor) -> Tensor:
+        """exp(−distance² / reach) to every centre: [batch, directions] → [batch, centres]."""
+        distance = (
+            reduced.square().sum(dim=1, keepdim=True)
+            + self.centres.square().sum(dim=1)
+            - 2 * reduced @ self.centres.T
+        )
+        return torch.exp(-distance.clamp_min(0) / self.reach)
 
 
 class TextHead(nn.Module):
-    """A sentence embedding → the shared space: nearly the identity, so that meanings carry over."""
+    """A sentence embedding, centred. Anything that bends it more makes unseen words worse."""
 
     mean: Tensor
 
     def __init__(self, config: HeadsConfig) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(config.text_width))
-        self.hidden = nn.Linear(config.text_width, config.text_hidden)
-        self.output = nn.Linear(config.text_hidden, config.dimension)
-        if config.text_width != config.dimension:
-            raise UnsupportedCheckpoint(
-                "The text head adds to the text tower's embedding; both must have one width."
-            )
+        self.register_buffer("mean", torch.zeros(config.dimension))
 
     def forward(self, sentence: Tensor) -> Tensor:
-        """sentence: [batch, text width], unit length → [batch, dimension]."""
-        centred = sentence - self.mean
-        return centred + self.output(F.gelu(self.hidden(centred)))
+        """sentence: [batch, dimension], unit length → [batch, dimension]."""
+        return sentence - self.mean
 
 
 class AlignedDualEncoder(nn.Module):
