@@ -257,9 +257,9 @@ def _spread(pictures: list[Picture], parts: dict[str, str], bits: int) -> list[P
     for picture in pictures:
         if picture.source == "stamp":
             part = parts.get(min(picture.objects), "train")
-            if part == "train" and _near(picture.hash, hashes["held out"], bits):
+            if part == "train" and is_near(picture.hash, hashes["held out"], bits):
                 part = "left out"
-            elif part == "train" and _near(picture.hash, hashes["validation"], bits):
+            elif part == "train" and is_near(picture.hash, hashes["validation"], bits):
                 part = "validation only"
             kept.append(replace(picture, part=part))
             continue
@@ -267,7 +267,7 @@ def _spread(pictures: list[Picture], parts: dict[str, str], bits: int) -> list[P
         words = {singular(word) for word in re.findall(r"[^\W\d_]+", text)}
         named = {parts[word] for word in (words | picture.objects) if word in parts}
         for part in ("held out", "validation"):
-            if _near(picture.hash, hashes[part], bits):
+            if is_near(picture.hash, hashes[part], bits):
                 named.add(part)
         part = "train"
         if "held out" in named:
@@ -278,7 +278,8 @@ def _spread(pictures: list[Picture], parts: dict[str, str], bits: int) -> list[P
     return kept
 
 
-def _near(value: int, others: list[int], bits: int) -> bool:
+def is_near(value: int, others: list[int], bits: int = 5) -> bool:
+    """Whether a perceptual hash lies within `bits` of any of the others."""
     return any(hamming_distance(value, other) <= bits for other in others)
 
 

@@ -237,10 +237,9 @@ def balance(
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        # Drawings set the balance; photographs are what the class names know best, so the scales
-        # are tipped towards them as far as validation allows.
+        # Drawings set the balance; photographs are what the class names know best.
         head.class_share.copy_(share * settings["photograph_share"])
-        head.class_temperature.copy_(temperature * settings["photograph_temperature"])
+        head.class_temperature.copy_(temperature)
     return float(scale.detach())
 
 
