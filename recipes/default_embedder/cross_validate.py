@@ -23,11 +23,14 @@ from evaluate import DEPTHS, Recall, own, ranks, same_object
 from pictures import is_near, split
 from train import TRAINING_PARTS, fit, load_cache
 
+PROTOCOLS = ["strict", "stamps only"]
+
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--splits", type=int, default=6)
+    parser.add_argument("--protocols", nargs="+", default=PROTOCOLS, choices=PROTOCOLS)
     arguments = parser.parse_args()
     settings = recipe.load()
     cache = load_cache(settings)
@@ -36,7 +39,7 @@ def main() -> None:
     heads = " | ".join(f"R@{depth}" for depth in DEPTHS)
     print(f"| protocol | pictures | {heads} | any of the object: {heads} |")
     print("|---|---|" + "---|" * 2 * len(DEPTHS))
-    for protocol in ("strict", "stamps only"):
+    for protocol in arguments.protocols:
         rows, sizes = [], []
         for number in range(arguments.splits):
             pool = [
@@ -75,7 +78,7 @@ def main() -> None:
             sizes.append(len(chosen))
         for name, values in (("", np.mean(rows, axis=0)), (" ±", np.std(rows, axis=0, ddof=1))):
             cells = " | ".join(f"{value:.3f}" for value in values)
-            print(f"| {protocol}{name} | {np.mean(sizes):.0f} | {cells} |")
+            print(f"| {protocol}{name} | {np.mean(sizes):.0f} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":
