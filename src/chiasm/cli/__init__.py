@@ -517,7 +517,3 @@ def _stop_on_interrupt() -> Iterator[threading.Event]:
 
 def _megabytes(size: int | None) -> str:
     return "" if size is None else f"{size / 1e6:,.0f} MB"
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""The evaluation plane: measures, with intervals."""

@@ -1,0 +1,1 @@
+"""Losses, shards, recipes, and the loop that trains."""
