@@ -34,6 +34,7 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "spiece.model",
 )
+CLIP_START, CLIP_END, CLIP_END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _UNLIMITED = 1_000_000  # a larger `model_max_length` is a file's way to say "none"
 
@@ -190,14 +191,9 @@ def _backend(folder: Path, config: dict[str, Any]) -> Backend:
 
 
 def _clip_backend(folder: Path) -> Backend:
-    """CLIP's tokenizer: lower-cased byte-level BPE with an end-of-word mark.
-
-    Source: the CLIP paper (arXiv 2103.00020, section 2.4) and its published vocabulary.
-    """
     vocabulary = _read_json(folder / "vocab.json") or {}
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    if start not in vocabulary or end not in vocabulary:
-        raise UnsupportedCheckpoint(f"{folder / 'vocab.json'} lacks {start} or {end}.")
+    if CLIP_START not in vocabulary or CLIP_END not in vocabulary:
+        raise UnsupportedCheckpoint(f"{folder / 'vocab.json'} lacks {CLIP_START} or {CLIP_END}.")
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
     merges = [
         (pair[0], pair[1])
@@ -205,13 +201,32 @@ def _clip_backend(folder: Path) -> Backend:
         if len(pair) == 2
     ]
     try:
-        model = BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=end)
+        return clip_backend(vocabulary, merges)
     except Exception:  # the binding raises bare Exception
         raise UnsupportedCheckpoint(
             f"{folder}: vocab.json and merges.txt do not belong together."
         ) from None
+
+
+def clip_backend(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Backend:
+    """CLIP's tokenizer: lower-cased byte-level BPE with an end-of-word mark.
+
+    Source: the CLIP paper (arXiv 2103.00020, section 2.4) and its published vocabulary.
+    """
+    model = BPE(vocabulary, merges, end_of_word_suffix=CLIP_END_OF_WORD, unk_token=CLIP_END)
     backend = Backend(model)
-    backend.normalizer = normalizers.Sequence(
+    backend.normalizer, backend.pre_tokenizer = clip_words()
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{CLIP_START} $A {CLIP_END}",
+        special_tokens=[(mark, vocabulary[mark]) for mark in (CLIP_START, CLIP_END)],
+    )
+    backend.add_special_tokens([CLIP_START, CLIP_END])
+    return backend
+
+
+def clip_words() -> tuple[normalizers.Normalizer, pre_tokenizers.PreTokenizer]:
+    """How CLIP cleans a text and cuts it into the words that are then cut into tokens."""
+    normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
     # A word is a run of letters, one digit, a run of anything else, or an English contraction.
@@ -219,18 +234,13 @@ def _clip_backend(folder: Path) -> Backend:
     word = (
         rf"<\|startoftext\|>|<\|endoftext\|>|{contractions}|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+"
     )
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
+    words = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(word), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A {end}",
-        special_tokens=[(start, vocabulary[start]), (end, vocabulary[end])],
-    )
-    backend.add_special_tokens([start, end])
-    return backend
+    return normalizer, words
 
 
 def _bert_backend(folder: Path, config: dict[str, Any]) -> Backend:
