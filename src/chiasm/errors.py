@@ -128,6 +128,23 @@ class UnsupportedCheckpoint(InvalidRequest):
     code = "unsupported_checkpoint"
 
 
+# Training ---------------------------------------------------------------------------------------
+
+
+class TrainingDiverged(ChiasmError):
+    """A loss or a gradient is no number any more. The newest snapshot is untouched."""
+
+    exit_code = 6
+    code = "training_diverged"
+
+
+class TrainingInterrupted(ChiasmError):
+    """The user stopped a run; it made a snapshot first."""
+
+    exit_code = 130
+    code = "training_interrupted"
+
+
 # Collections ------------------------------------------------------------------------------------
 
 

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from chiasm import __version__
+from chiasm.cli import train as train_commands
+from chiasm.cli.interrupt import stop_on_interrupt
+from chiasm.cli.options import Device, EmbedderName, Json, Offline, read_settings
 from chiasm.errors import ChiasmError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -35,22 +34,8 @@ app = typer.Typer(
 )
 collections_app = typer.Typer(help="List and delete collections.", no_args_is_help=True)
 app.add_typer(collections_app, name="collections")
+app.add_typer(train_commands.app, name="train")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Offline = Annotated[
-    bool | None, typer.Option("--offline", help="Never fetch anything.", show_default=False)
-]
-EmbedderName = Annotated[
-    str | None,
-    typer.Option(
-        "--embedder",
-        help="A name of the catalogue, hf:owner/name, or a folder.",
-        show_default="default",
-    ),
-]
-Device = Annotated[
-    str | None, typer.Option("--device", help="auto, cpu, cuda or mps.", show_default="auto")
-]
 CollectionName = Annotated[
     str, typer.Option("--collection", "-c", help="The collection's name.", show_default=True)
 ]
@@ -119,7 +104,7 @@ def serve(
     ] = True,
 ) -> None:
     """Start the server and its console. Missing weights are fetched first."""
-    settings = _settings(
+    settings = read_settings(
         {
             "server.host": host,
             "server.port": port,
@@ -157,7 +142,7 @@ def pull(
     from chiasm import terminal
     from chiasm.models import catalog
 
-    settings = _settings({"offline": offline})
+    settings = read_settings({"offline": offline})
     if listing:
         rows = [entry.as_dict() for entry in catalog.entries()]
         if as_json:
@@ -226,7 +211,7 @@ def index(
     """Take a folder of pictures into a collection. Interrupt it and run it again: it goes on."""
     from chiasm import terminal
 
-    settings = _settings({"embedder": embedder, "device": device, "offline": offline})
+    settings = read_settings({"embedder": embedder, "device": device, "offline": offline})
     from chiasm.media import find_images
     from chiasm.retrieval.captions import read_captions
 
@@ -238,7 +223,7 @@ def index(
 
     target = library.create(collection, exist_ok=True, recreate=recreate)
     with (
-        _stop_on_interrupt() as stop,
+        stop_on_interrupt() as stop,
         terminal.picture_progress(f"Indexing into {collection}") as (bars, bar),
     ):
         report = index_folder(
@@ -307,7 +292,7 @@ def search(
     from chiasm import terminal
     from chiasm.media import open_image
 
-    settings = _settings({"embedder": embedder, "device": device, "offline": offline})
+    settings = read_settings({"embedder": embedder, "device": device, "offline": offline})
     condition = _parse_filter(where)
     query = open_image(image, limits=settings.media) if image else None
     found = (
@@ -371,7 +356,7 @@ def embed(
         raise InvalidRequest(
             "There is nothing to embed.", hint='Try: chiasm embed "a red apple" --image apple.jpg'
         )
-    settings = _settings({"embedder": embedder, "device": device, "offline": offline})
+    settings = read_settings({"embedder": embedder, "device": device, "offline": offline})
     import numpy as np
 
     from chiasm.media import open_image
@@ -419,7 +404,7 @@ def list_collections(as_json: Json = False) -> None:
     from chiasm import terminal
     from chiasm.retrieval.library import list_collections as read
 
-    infos = read(_settings({}).data_dir)
+    infos = read(read_settings({}).data_dir)
     if as_json:
         terminal.print_json([info.as_dict() for info in infos])
         return
@@ -442,7 +427,7 @@ def delete_collection(
 
     if not yes:
         typer.confirm(f"Delete the collection {name} and everything in it?", abort=True)
-    delete(_settings({}).data_dir, name)
+    delete(read_settings({}).data_dir, name)
 
 
 @app.command()
@@ -451,7 +436,7 @@ def doctor(as_json: Json = False) -> None:
     from chiasm import terminal
     from chiasm.operations.doctor import examine
 
-    report = examine(_settings({}))
+    report = examine(read_settings({}))
     if as_json:
         terminal.print_json(report.as_dict())
     else:
@@ -463,12 +448,6 @@ def doctor(as_json: Json = False) -> None:
 
 
 # What the commands share ------------------------------------------------------------------------
-
-
-def _settings(flags: dict[str, Any]) -> Settings:
-    from chiasm.settings import Settings
-
-    return Settings.load(flags)
 
 
 def _fetch_weights(settings: Settings) -> None:
@@ -496,23 +475,6 @@ def _library(settings: Settings) -> Library:
     from chiasm.retrieval import Library
 
     return Library(settings.data_dir, _embedder(settings))
-
-
-@contextmanager
-def _stop_on_interrupt() -> Iterator[threading.Event]:
-    """The first Ctrl-C asks for an orderly stop; the second one is Python's own."""
-    stop = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
-
-    def ask(signum: int, frame: object) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _megabytes(size: int | None) -> str:

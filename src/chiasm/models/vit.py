@@ -86,6 +86,7 @@ class ViT(nn.Module):
         self.pre_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if pre_norm else None
         self.blocks = Blocks(config, qkv_bias=qkv_bias)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.patch_dropout = 0.0  # share of the patches that training leaves out
 
     def embed(self, pixels: Tensor) -> Tensor:
         """[batch, channels, height, width] → [batch, tokens, width], what the blocks receive."""
@@ -98,6 +99,8 @@ class ViT(nn.Module):
             )
         patches = self.patch_embedding(pixels)  # [batch, rows, columns, width]
         tokens = patches.flatten(1, 2) + self._patch_positions(*patches.shape[1:3])
+        if self.training and self.patch_dropout:
+            tokens = _some(tokens, 1 - self.patch_dropout)
         if self.class_token is not None:
             first = (self.class_token + self.position_embedding[0]).expand(batch, 1, -1)
             tokens = torch.cat((first, tokens), dim=1)
@@ -121,6 +124,17 @@ class ViT(nn.Module):
         grid = positions.unflatten(0, self.config.grid).permute(2, 0, 1)[None]
         grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
         return grid[0].flatten(1).T
+
+
+def _some(patches: Tensor, share: float) -> Tensor:
+    """A random share of each picture's patches, [batch, kept, width], at least one.
+
+    Training on half of them costs half (FLIP, Li et al., arXiv 2212.00794, section 3).
+    """
+    batch, count, width = patches.shape
+    kept = max(1, round(count * share))
+    chosen = torch.rand(batch, count, device=patches.device).topk(kept, dim=1).indices
+    return patches.gather(1, chosen[..., None].expand(-1, -1, width))
 
 
 @dataclass(frozen=True, kw_only=True)
