@@ -83,10 +83,14 @@ class ImagePreprocessor:
 
     def __call__(self, images: Sequence[Image]) -> Tensor:
         """float32 [batch, 3, height, width]."""
+        return self.batch([self.fit(image) for image in images])
+
+    def batch(self, fitted: Sequence[Pixels]) -> Tensor:
+        """What `fit` gave, as one batch: float32 [batch, 3, height, width]."""
         height, width = self.size
-        pixels = np.empty((len(images), height, width, 3), dtype=np.uint8)
-        for row, image in zip(pixels, images, strict=True):
-            row[:] = self._fitted(image)
+        pixels = np.empty((len(fitted), height, width, 3), dtype=np.uint8)
+        for row, each in zip(pixels, fitted, strict=True):
+            row[:] = each
         channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2)  # [batch, 3, height, width]
         return _normalised(channels_first, self.rescale_factor, self.mean, self.std, dim=1)
 
@@ -128,8 +132,8 @@ class ImagePreprocessor:
             config |= {"size": size, "do_center_crop": True, "crop_size": exact}
         return config
 
-    def _fitted(self, image: Image) -> Pixels:
-        """uint8 [height, width, 3]."""
+    def fit(self, image: Image) -> Pixels:
+        """One picture at the size of the batch: uint8 [height, width, 3]."""
         height, width = self.size
         if self.shortest_edge is None:
             return resize(image, (width, height), resample=self.resample)
@@ -173,14 +177,23 @@ class NaFlexPreprocessor:
 
     def __call__(self, images: Sequence[Image]) -> PatchBatch:
         """One row of patches a picture, padded to the batch's longest."""
+        return self.batch([self.fit(image) for image in images])
+
+    def fit(self, image: Image) -> Pixels:
+        """One picture at its own whole number of patches: uint8 [height, width, 3]."""
+        rows, columns = patch_grid(image.size, self.patch_size, self.max_patches)
+        size = (columns * self.patch_size, rows * self.patch_size)
+        return resize(image, size, resample=self.resample)
+
+    def batch(self, fitted: Sequence[Pixels]) -> PatchBatch:
+        """What `fit` gave, as one batch, padded to its longest row of patches."""
         rows, shapes = [], []
-        for image in images:
-            shape = patch_grid(image.size, self.patch_size, self.max_patches)
-            size = (shape[1] * self.patch_size, shape[0] * self.patch_size)
-            pixels = torch.from_numpy(resize(image, size, resample=self.resample).copy())
+        for each in fitted:
+            height, width = each.shape[:2]
+            pixels = torch.from_numpy(each.copy())
             values = _normalised(pixels, self.rescale_factor, self.mean, self.std, dim=-1)
             rows.append(patchify(values, self.patch_size))
-            shapes.append(shape)
+            shapes.append((height // self.patch_size, width // self.patch_size))
         longest = max((len(row) for row in rows), default=0)
         patches = torch.zeros(len(rows), longest, 3 * self.patch_size**2)
         mask = torch.zeros(len(rows), longest, dtype=torch.bool)
