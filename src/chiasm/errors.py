@@ -131,6 +131,12 @@ class UnsupportedCheckpoint(InvalidRequest):
 # Training ---------------------------------------------------------------------------------------
 
 
+class UnusableData(InvalidRequest):
+    """Training data is missing, has other columns than it should, or is damaged beyond a share."""
+
+    code = "unusable_data"
+
+
 class TrainingDiverged(ChiasmError):
     """A loss or a gradient is no number any more. The newest snapshot is untouched."""
 
