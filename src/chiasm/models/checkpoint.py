@@ -307,27 +307,33 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     entries = {"architectures": [config.architecture], **write_config(config)}
     entries["torch_dtype"] = "float32"
-    _write_json(folder / CONFIG, entries)
+    write_json(folder / CONFIG, entries)
     if preprocessor is not None:
-        _write_json(folder / PREPROCESSOR, preprocessor.to_config())
+        write_json(folder / PREPROCESSOR, preprocessor.to_config())
     if tokenizer is not None:
         tokenizer.save(folder)
     tensors = architecture.layout.write(
         {name: tensor.to(torch.float32) for name, tensor in model.state_dict().items()}
     )
+    write_tensors(folder / WEIGHTS, tensors)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file that appears complete or not at all. Raises NoSpace or ChiasmError."""
     needed = sum(tensor.nbytes for tensor in tensors.values())
-    if shutil.disk_usage(folder).free < needed:
-        raise NoSpace(f"{folder / WEIGHTS} needs {needed / 1e6:.0f} MB, more than the disk has.")
-    partial = folder / f".{WEIGHTS}.partial"
+    if shutil.disk_usage(path.parent).free < needed:
+        raise NoSpace(f"{path} needs {needed / 1e6:.0f} MB, more than the disk has.")
+    partial = path.with_name(f".{path.name}.partial")
     try:
         save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(folder / WEIGHTS)
+        partial.replace(path)
     except (OSError, SafetensorError):
         partial.unlink(missing_ok=True)
-        raise ChiasmError(f"{folder / WEIGHTS} could not be written.") from None
+        raise ChiasmError(f"{path} could not be written.") from None
 
 
-def _write_json(path: Path, entries: Mapping[str, Any]) -> None:
+def write_json(path: Path, entries: Mapping[str, Any]) -> None:
+    """A JSON file that appears complete or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     partial.replace(path)
