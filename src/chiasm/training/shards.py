@@ -25,7 +25,7 @@ from chiasm.training import storage
 from chiasm.training.fields import Fields, read_fields
 from chiasm.training.order import Numbers
 from chiasm.training.samples import Damage, Sample
-from chiasm.training.tar import CutShort, Member, members
+from chiasm.training.tar import CutShort, Member, NotClosed, members
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 MANIFEST = "shards.json"
@@ -100,10 +100,10 @@ class Shards:
             for number, (key, files) in enumerate(_groups(stream, start, self.limits)):
                 if number >= start:
                     yield self._sample(key, files, unit, number)
-        except CutShort:
-            # What was cut is at least one sample, unless the cut fell on the archive's very end.
-            position = max(number + 1, start)
-            name = self.names[unit]
+        except CutShort as cut:
+            name, position = self.names[unit], max(number + 1, start)
+            if isinstance(cut, NotClosed) and self.known.get(name, 0) <= position:
+                return  # nothing says that there should be more
             yield Damage(position, "shard cut short", name, self._missing(unit, position))
 
     def _missing(self, unit: int, position: int) -> int:
@@ -156,8 +156,9 @@ def _groups(stream: BinaryIO, start: int, limits: Limits) -> Iterator[tuple[str,
                 _take(member, kind, files, limits)
     except CutShort:
         # Whether more files were to follow can only be told from the samples before.
-        if key is not None and _complete(files) and files.keys() >= (usual or set()):
-            yield key, files
+        if key is None or not _complete(files) or files.keys() < (usual or set()):
+            raise CutShort from None
+        yield key, files
         raise
     if key is not None:
         yield key, files

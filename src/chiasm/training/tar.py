@@ -21,6 +21,13 @@ class CutShort(Exception):
     """The archive ends inside a member, or what should be a header is none."""
 
 
+class NotClosed(CutShort):
+    """The archive ends after a whole member, but without the empty block that should close it.
+
+    Some programs write no other. It may also have been cut just there.
+    """
+
+
 class Member:
     """One file of the archive. `read` only until the next one is asked for."""
 
@@ -38,10 +45,7 @@ class Member:
 
 
 def members(stream: BinaryIO) -> Iterator[Member]:
-    """The ordinary files of an archive, in order. Raises CutShort where it is damaged.
-
-    An archive that ends without the two empty blocks that should close it is taken as it is.
-    """
+    """The ordinary files of an archive, in order. Raises CutShort where it is damaged."""
     reader = _Reader(stream)
     long_name: str | None = None
     long_size: int | None = None
@@ -92,7 +96,9 @@ class _Reader:
     def header(self) -> bytes | None:
         """The next header block; None at the end of the archive."""
         block = self._read(_BLOCK)
-        if not block or not block.strip(b"\0"):
+        if not block:
+            raise NotClosed
+        if not block.strip(b"\0"):
             return None
         if len(block) < _BLOCK or not _checks(block):
             raise CutShort
