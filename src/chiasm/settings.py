@@ -61,6 +61,11 @@ class Settings:
     server: ServerSettings = field(default_factory=ServerSettings)
     indexing: IndexingSettings = field(default_factory=IndexingSettings)
 
+    @property
+    def catalog(self) -> Path:
+        """The user's own catalogue of models; its entries win over the shipped ones."""
+        return self.data_dir / "catalog.toml"
+
     @classmethod
     def load(
         cls,

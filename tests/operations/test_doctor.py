@@ -134,7 +134,7 @@ def test_shipped_weights_that_are_missing_are_a_problem(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = dataclasses.replace(catalog.find("default"), shipped=tmp_path, needs=())
-    monkeypatch.setattr(catalog, "find", lambda _: entry)
+    monkeypatch.setattr(catalog, "find", lambda *_: entry)
     check = found(examine(dataclasses.replace(settings, embedder="default")), "embedder")
     assert check.status == "problem"
     assert "chiasm" in str(check.fix)

@@ -144,7 +144,7 @@ def pull(
 
     settings = read_settings({"offline": offline})
     if listing:
-        rows = [entry.as_dict() for entry in catalog.entries()]
+        rows = [entry.as_dict() for entry in catalog.entries([settings.catalog])]
         if as_json:
             terminal.print_json(rows)
             return
@@ -175,6 +175,7 @@ def pull(
                 offline=settings.offline,
                 verify=verify,
                 progress=progress,
+                catalogs=[settings.catalog],
             )
     if as_json:
         terminal.print_json(
@@ -461,6 +462,7 @@ def _fetch_weights(settings: Settings) -> None:
             cache_dir=settings.cache_dir,
             offline=settings.offline,
             progress=progress,
+            catalogs=[settings.catalog],
         )
 
 

@@ -11,6 +11,7 @@ knows by name needs no alignment.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -177,6 +178,7 @@ def load(
     cache_dir: Path,
     offline: bool = False,
     progress: Progress | None = None,
+    catalogs: Sequence[Path] = (),
     shipped: Path = SHIPPED,
 ) -> checkpoint.DualEncoderCheckpoint:
     """The embedder whose heads lie in `shipped`, on towers pulled by name.
@@ -196,7 +198,12 @@ def load(
             f"{shipped / CONFIG} does not describe an embedder with aligned heads.",
             hint="Install chiasm again.",
         ) from None
-    options: dict[str, Any] = {"cache_dir": cache_dir, "offline": offline, "progress": progress}
+    options: dict[str, Any] = {
+        "cache_dir": cache_dir,
+        "offline": offline,
+        "progress": progress,
+        "catalogs": catalogs,
+    }
     image_folder, text_folder = (catalog.pull(name, **options) for name in (image_name, text_name))
     text_tower = checkpoint.load_model(text_folder)
     assert isinstance(text_tower, BERT)
@@ -210,7 +217,7 @@ def load(
         preprocessor=ImagePreprocessor.from_config(preprocessing),
         tokenizer=Tokenizer.from_folder(text_folder, max_length=text_tokens),
         name=config["name"],
-        digest=_digest(shipped, (image_name, text_name)),
+        digest=_digest(shipped, (image_name, text_name), catalogs),
     )
 
 
@@ -235,7 +242,7 @@ def _load_heads(model: AlignedDualEncoder, path: Path) -> None:
     model.load_state_dict(state, strict=False, assign=True)
 
 
-def _digest(shipped: Path, towers: tuple[str, ...]) -> str:
+def _digest(shipped: Path, towers: tuple[str, ...], catalogs: Sequence[Path]) -> str:
     """SHA-256 over the heads' files and the towers' digests, which `pull` has verified."""
     whole = hashlib.sha256(b"chiasm-aligned-1\n")
     for name in (CONFIG, HEADS):
@@ -243,6 +250,6 @@ def _digest(shipped: Path, towers: tuple[str, ...]) -> str:
             f"{name} {hashlib.sha256((shipped / name).read_bytes()).hexdigest()}\n".encode()
         )
     for tower in towers:
-        for path, file in sorted(catalog.find(tower).files.items()):
+        for path, file in sorted(catalog.find(tower, catalogs).files.items()):
             whole.update(f"{tower}/{path} {file.sha256}\n".encode())
     return whole.hexdigest()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,17 +103,26 @@ def load_dual_encoder(
     cache_dir: Path,
     offline: bool = False,
     progress: Progress | None = None,
+    catalogs: Sequence[Path] = (),
 ) -> DualEncoderCheckpoint:
     """Load an image and text encoder by catalogue name, `hf:owner/name`, or local folder.
+
+    catalogs: further catalogue files, whose entries win over the shipped.
 
     Raises UnknownModel if there is no such name or folder, UnsupportedCheckpoint if what was found
     is not a dual encoder that can be read, WeightsError if it could not be fetched.
     """
-    if _is_built_in(location):
+    options: dict[str, Any] = {
+        "cache_dir": cache_dir,
+        "offline": offline,
+        "progress": progress,
+        "catalogs": catalogs,
+    }
+    if _is_built_in(location, catalogs):
         from chiasm.models import aligned
 
-        return aligned.load(cache_dir=cache_dir, offline=offline, progress=progress)
-    folder = locate(location, cache_dir=cache_dir, offline=offline, progress=progress)
+        return aligned.load(**options)
+    folder = locate(location, **options)
     architecture = _architecture(read_json(folder / CONFIG), folder)
     if architecture.texts is None:
         raise UnsupportedCheckpoint(
@@ -137,20 +146,23 @@ def locate(
     cache_dir: Path,
     offline: bool = False,
     progress: Progress | None = None,
+    catalogs: Sequence[Path] = (),
 ) -> Path:
     """The folder that holds the files of a catalogue name, `hf:owner/name`, or local folder."""
-    if (folder := catalog.local_folder(location)) is not None:
+    if (folder := catalog.local_folder(location, catalogs)) is not None:
         return folder
     if isinstance(location, Path):
         raise UnknownModel(f"There is no folder {location}.")
-    return catalog.pull(location, cache_dir=cache_dir, offline=offline, progress=progress)
+    return catalog.pull(
+        location, cache_dir=cache_dir, offline=offline, progress=progress, catalogs=catalogs
+    )
 
 
-def _is_built_in(location: str | Path) -> bool:
+def _is_built_in(location: str | Path, catalogs: Sequence[Path]) -> bool:
     """Whether the catalogue's entry is a dual encoder of ours and not a published checkpoint."""
-    if isinstance(location, Path) or catalog.local_folder(location) is not None:
+    if isinstance(location, Path) or catalog.local_folder(location, catalogs) is not None:
         return False
-    return catalog.find(location).shipped is not None
+    return catalog.find(location, catalogs).shipped is not None
 
 
 def load_model(folder: Path | str) -> nn.Module:

@@ -210,10 +210,10 @@ def _device(wanted: str) -> Check:
 
 def _embedder(settings: Settings) -> Check:
     """Whether the embedder's files are there and, byte for byte, what they must be."""
-    name = settings.embedder
-    if (folder := catalog.local_folder(name)) is not None:
+    name, catalogs = settings.embedder, (settings.catalog,)
+    if (folder := catalog.local_folder(name, catalogs)) is not None:
         return Check("embedder", "ok", f"the folder {folder}")
-    entry = catalog.find(name)
+    entry = catalog.find(name, catalogs)
     if entry.shipped is not None and not any(entry.shipped.glob("*.safetensors")):
         return Check(
             "embedder",
@@ -221,15 +221,19 @@ def _embedder(settings: Settings) -> Check:
             f"{name}: the weights that come with the package are missing",
             "pip install --force-reinstall --no-deps chiasm",
         )
+    own = any(source.in_place for source in entry.sources)  # a folder, used where it stands
     fix = f"chiasm pull {shlex.quote(name)}"
     try:
-        folder = catalog.pull(name, cache_dir=settings.cache_dir, offline=True, verify=True)
+        folder = catalog.pull(
+            name, cache_dir=settings.cache_dir, offline=True, verify=True, catalogs=catalogs
+        )
     except Offline as error:
         status: Status = "problem" if settings.offline else "warning"
         return Check("embedder", status, error.message, fix)
     except WeightsError as error:
-        return Check("embedder", "problem", error.message, fix)
-    return Check("embedder", "ok", f"{name}: {entry.description} In the cache, verified.")
+        return Check("embedder", "problem", error.message, error.hint if own else fix)
+    where = f"The folder {folder}" if own else "In the cache"
+    return Check("embedder", "ok", f"{name}: {entry.description} {where}, verified.")
 
 
 # Folders and settings ---------------------------------------------------------------------------

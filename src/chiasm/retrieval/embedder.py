@@ -123,6 +123,7 @@ def load_embedder(settings: Settings, *, progress: Progress | None = None) -> Em
         cache_dir=settings.cache_dir,
         offline=settings.offline,
         progress=progress,
+        catalogs=(settings.catalog,),
     )
     return DualEncoderEmbedder(checkpoint, device=settings.device)
 

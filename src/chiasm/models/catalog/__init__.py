@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from chiasm.models.catalog.adding import add_entry, check_name
 from chiasm.models.catalog.entry import Entry, File, Source, entries, find
 from chiasm.models.catalog.hub import fetch_hf
 from chiasm.models.catalog.progress import Progress
@@ -12,6 +13,8 @@ __all__ = [
     "File",
     "Progress",
     "Source",
+    "add_entry",
+    "check_name",
     "ensure",
     "entries",
     "fetch_hf",

@@ -24,7 +24,7 @@ from chiasm.models.catalog.progress import Progress
 
 MANIFEST = ".manifest.json"
 CHUNK = 1 << 20  # bytes read at a time
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def entry_folder(cache_dir: Path, entry: Entry) -> Path:
@@ -205,7 +205,7 @@ def disk_errors(cache_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise no_space(cache_dir) from error
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}:
             raise WeightsError(

@@ -31,11 +31,13 @@ class Source:
     scheme, location: the two halves of `pypi:package==version`, `hf:owner/name@revision` or
         `file:path`; a file's location is absolute.
     folder: where the files stand inside the wheel, the repository or the folder.
+    in_place: the files are verified and used where they stand, not copied; of a `file:` folder.
     """
 
     scheme: Scheme
     location: str
     folder: str = ""
+    in_place: bool = False
 
     def __str__(self) -> str:
         return f"{self.scheme}:{self.location}"
@@ -143,24 +145,33 @@ def _table(catalogs: Sequence[Path]) -> dict[str, Entry]:
     table: dict[str, Entry] = {}
     for path in (_SHIPPED_CATALOG, *catalogs):
         try:
-            changed = path.stat().st_mtime_ns
+            status = path.stat()
         except FileNotFoundError:
             continue  # a user's own catalogue is optional
-        table |= _read(path, changed)
+        table |= _read(path, (status.st_mtime_ns, status.st_size, status.st_ino))
     return table
 
 
 @lru_cache(maxsize=16)
-def _read(path: Path, changed: int) -> dict[str, Entry]:
-    """Every entry of one catalogue. `changed` is its time of change: the key of this cache."""
+def _read(path: Path, state: tuple[int, ...]) -> dict[str, Entry]:
+    """Every entry of one catalogue. `state` changes when the file does: the key of this cache."""
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(f"The catalogue {path} could not be read as text.") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> dict[str, Entry]:
+    """Every entry of a catalogue whose file is, or will be, `path`. Raises ConfigurationError."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path} is not valid TOML: {error}.") from None
     read: dict[str, Entry] = {}
     for name, table in tables.items():
         where = f"{path}, entry {name!r}"
-        if not isinstance(table, dict) or not _NAME.fullmatch(name):
+        if not isinstance(table, dict) or not is_name(name):
             raise ConfigurationError(f"{where}: an entry is a table with a plain name.")
         read[name] = _entry(name, table, where, path.parent)
     return read
@@ -218,7 +229,10 @@ def _source(stated: object, where: str, home: Path) -> Source:
         raise ConfigurationError(f"{where}: write hf:owner/name, not {stated['from']!r}.")
     if scheme == "file":
         location = str((home / Path(location).expanduser()).resolve())
-    return Source(scheme, location, _safe_path(folder, where) if folder else "")
+    in_place = stated.get("in_place", False)
+    if in_place not in (True, False) or (in_place and scheme != "file"):
+        raise ConfigurationError(f"{where}: `in_place` is true or false, and for file: alone.")
+    return Source(scheme, location, _safe_path(folder, where) if folder else "", in_place)
 
 
 def _file(stated: object, where: str) -> File:
@@ -231,6 +245,11 @@ def _file(stated: object, where: str) -> File:
             f'{where}: write {{ bytes = …, sha256 = "…" }} with 64 hexadecimal digits.'
         )
     return File(stated["bytes"], stated["sha256"])
+
+
+def is_name(name: str) -> bool:
+    """Whether an entry can be called that."""
+    return _NAME.fullmatch(name) is not None
 
 
 def is_safe_path(path: str) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from chiasm.errors import DownloadFailed, Offline, WeightsError
+from chiasm.errors import DigestMismatch, DownloadFailed, Offline, WeightsError
 from chiasm.models.catalog import cache, hub
 from chiasm.models.catalog.entry import Entry, Source, entries, find
 from chiasm.models.catalog.progress import Progress, Silent
@@ -46,6 +47,8 @@ def pull(
     digests = {path: file.sha256 for path, file in entry.files.items()}
     if cache.is_whole(folder, digests, verify=verify):
         return folder
+    if (place := _in_place(entry, digests, folder, verify=verify)) is not None:
+        return place
     if offline and not any(source.scheme == "file" for source in entry.sources):
         raise _offline(entry, damaged=folder.exists())
     progress = progress or Silent()
@@ -93,6 +96,8 @@ def _fetch(
     """Put `entry`'s verified files from `source` into the empty folder `target`."""
     if offline and source.scheme != "file":
         raise _offline(entry)
+    if source.in_place:
+        raise _not_in_place(source, entry)
     # Imported only when something is fetched: opening what is in the cache must cost nothing.
     from chiasm.models.catalog.unpack import unpack
 
@@ -124,6 +129,47 @@ def _fetch(
             shutil.rmtree(downloads)  # or the same bad bytes would be found there again
         raise
     shutil.rmtree(downloads, ignore_errors=True)
+
+
+def _in_place(
+    entry: Entry, digests: Mapping[str, str], folder: Path, *, verify: bool
+) -> Path | None:
+    """The user's own folder, if a source says to use it there and it holds what it must.
+
+    What was verified is recorded in the cache, under the name of the `folder` that is not made.
+    """
+    manifest = folder.with_name(f"{folder.name}.in-place.json")
+    for source in entry.sources:
+        place = Path(source.location) / source.folder
+        if source.in_place and place.is_dir():
+            with suppress(OSError):  # in a cache that may not be written it is hashed every time
+                manifest.parent.mkdir(parents=True, exist_ok=True)
+            if cache.is_whole(place, digests, verify=verify, manifest=manifest):
+                return place
+    return None
+
+
+def _not_in_place(source: Source, entry: Entry) -> WeightsError:
+    """What is wrong with a folder that was to be used where it stands."""
+    place = Path(source.location) / source.folder
+    if not place.is_dir():
+        return DownloadFailed(
+            f"There is no folder {place}, where the catalogue has {entry.name}.",
+            hint="If it was moved, put it back, or correct its path in your catalogue.",
+        )
+    hint = f"To use the folder as it is, give its path instead of the name: {place}"
+    for path, file in entry.files.items():
+        if not os.access(place / path, os.R_OK):
+            return DownloadFailed(
+                f"{place / path}, a file of {entry.name}, is missing or may not be read.", hint=hint
+            )
+        if (got := cache.digest_of(place / path)) != file.sha256:
+            return DigestMismatch(
+                f"{place / path} was changed since {entry.name} was entered in the catalogue: "
+                f"expected the digest {file.sha256}, got {got}.",
+                hint=hint,
+            )
+    return WeightsError(f"{place} changed while it was read.", hint="Try again.")
 
 
 def _from_hub(
