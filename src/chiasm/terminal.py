@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -160,3 +160,50 @@ def picture_progress(label: str) -> Iterator[tuple[Progress, TaskID]]:
     )
     with Progress(*columns, console=err, speed_estimate_period=10) as bars:
         yield bars, bars.add_task(label, total=None)
+
+
+@contextmanager
+def training_progress(
+    steps: int, *, shown: bool
+) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """A bar over the updates of a run, with its newest figures. Nothing where not `shown`."""
+    if not shown:
+        yield lambda step, report: None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("Training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, speed_estimate_period=600) as bars:
+        bar = bars.add_task("", total=steps, figures="")
+        newest: dict[str, float] = {}
+
+        def watch(step: int, report: Mapping[str, float]) -> None:
+            newest.update(report)
+            if not err.is_terminal:  # a log: one line a report
+                err.print(f"{step}/{steps}  {_figures(report)}", highlight=False, soft_wrap=True)
+            bars.update(bar, completed=step, figures=_figures(newest, short=True))
+
+        yield watch
+
+
+_SHORT = ("loss", "scale", "samples_per_second", "zero_shot_accuracy", "text_to_image_recall@1")
+
+
+def _figures(report: Mapping[str, float], *, short: bool = False) -> str:
+    names = [name for name in _SHORT if name in report] if short else list(report)
+    return "  ".join(f"{name} {report[name]:.4g}" for name in names)

@@ -147,6 +147,16 @@ class Tokenizer:
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         return TokenBatch(ids, torch.arange(length) < lengths[:, None])
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are, special ones included."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    def id_of(self, token: str) -> int | None:
+        """A token's number; None if there is no such token."""
+        number: int | None = self._backend.token_to_id(token)
+        return number
+
     def count(self, text: str) -> int:
         """How many tokens of `text` the model reads: special tokens included, padding not."""
         return len(self._backend.encode_batch_fast([self._prepare(text)])[0].ids)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -31,7 +31,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: Any = None
 
     @property
@@ -137,7 +137,6 @@ def exchanging(network: Any, yes: bool) -> Iterator[None]:
         yield
 
 
-def bare(network: Any) -> nn.Module:
+def bare(network: Any) -> Any:
     """The network itself, without what DDP wraps round it."""
-    inner: nn.Module = getattr(network, "module", network)
-    return inner
+    return getattr(network, "module", network)

@@ -12,60 +12,26 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from chiasm.errors import ConfigurationError, TrainingDiverged, TrainingInterrupted
 from chiasm.training import snapshots
 from chiasm.training.average import MovingAverage
-from chiasm.training.distributed import Sharding, World
-from chiasm.training.optimizer import OptimizerRecipe, make_optimizer, rate_at, set_rate
-from chiasm.training.record import Record
+from chiasm.training.distributed import World
+from chiasm.training.optimizer import make_optimizer, rate_at, set_rate
+from chiasm.training.recipe import LoopRecipe, OptimizerRecipe
 from chiasm.training.recipe_file import differences
+from chiasm.training.record import Record
 from chiasm.training.snapshots import Snapshot
 
 log = logging.getLogger("chiasm.training")
 
 SNAPSHOTS = "snapshots"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopRecipe:
-    """How long and how.
-
-    steps: updates of the weights.
-    accumulate: batches whose gradients are averaged into one update. Each batch has its own loss;
-        a larger contrastive batch than memory holds is `micro_batch_size`'s business.
-    precision: of the networks' arithmetic; losses and weights are fp32 always. bf16 is for GPUs:
-        most CPUs are slower with it.
-    sharding: of weights over processes: ddp copies them to each, fsdp splits them (FSDP2).
-    compile: let torch.compile fuse the transformer blocks. A minute at the start; pays on GPUs.
-    average: decay of a moving average of the weights, which is then what is measured and written at
-        the end; 0 for none.
-    seed: of the weights, the order and the augmentation.
-    snapshot_every: updates between snapshots; the last update always makes one.
-    keep_snapshots: the newest so many stay on the disk.
-    report_every, measure_every: updates between reports, and between measurements; 0 measures at
-        the end alone.
-    """
-
-    steps: Annotated[int, Field(ge=1)] = 10_000
-    accumulate: Annotated[int, Field(ge=1)] = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
-    sharding: Sharding = "ddp"
-    compile: bool = False
-    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    seed: int = 0
-    snapshot_every: Annotated[int, Field(ge=1)] = 1000
-    keep_snapshots: Annotated[int, Field(ge=1)] = 2
-    report_every: Annotated[int, Field(ge=1)] = 10
-    measure_every: Annotated[int, Field(ge=0)] = 0
 
 
 # What may change between a run and its continuation; anything else would make it another run.
@@ -121,6 +87,7 @@ def train(
     folder: Path,
     recipe: dict[str, Any],
     world: World,
+    samples_per_update: int,
     resume: bool = False,
     measure: Measure | None = None,
     watch: Callable[[int, Report], None] = lambda step, report: None,
@@ -129,10 +96,12 @@ def train(
 ) -> MovingAverage | None:
     """Train for `loop.steps` updates and give the moving average, if there is one.
 
-    folder: of the run; snapshots and metrics are kept in it. recipe: of the whole run, which a
-    continuation must share. watch: is told each report, on the first rank. names_of: what to
-    call a batch's samples when its loss is no number. stop: when set, the run makes a snapshot and
-    ends with TrainingInterrupted.
+    folder: of the run; snapshots and metrics are kept in it.
+    recipe: of the whole run, which a continuation must share.
+    samples_per_update: over all processes, for the speed.
+    watch: is told each report, on the first rank.
+    names_of: what to call a batch's samples when its loss is no number.
+    stop: when set, the run makes a snapshot and ends with TrainingInterrupted.
 
     Raises TrainingDiverged, NoSpace, ConfigurationError, UnsupportedCheckpoint. The newest
     snapshot survives them all.
@@ -150,7 +119,7 @@ def train(
     record = Record(folder, after_step=start) if world.first else None
     try:
         stream = iter(batches)
-        pace = _Pace()
+        pace = _Pace(start)
         for step in range(start, loop.steps):
             rate = rate_at(step, loop.steps, optimizer_recipe)
             set_rate(optimizer, rate)
@@ -160,7 +129,8 @@ def train(
             done = step + 1
             report: dict[str, float | int] = {}
             if done % loop.report_every == 0 or done == loop.steps:
-                report = {**figures, "rate": rate, **pace.lap(done - start)}
+                speed = pace.lap(done) * samples_per_update
+                report = {**figures, "rate": rate, "samples_per_second": speed}
             if measure and _due(done, loop.measure_every, loop.steps):
                 with pace.stopped(), average.applied() if average else nullcontext():
                     report |= measure()
@@ -250,18 +220,18 @@ def _due(done: int, every: int, steps: int) -> bool:
 
 
 class _Pace:
-    """Seconds an update, leaving out what was no training."""
+    """Updates a second, leaving out what was no training."""
 
-    def __init__(self) -> None:
+    def __init__(self, done: int) -> None:
         self._since = time.perf_counter()
-        self._done = 0
+        self._done = done
 
-    def lap(self, done: int) -> dict[str, float]:
-        """Since the last lap; `done` counts the updates of this process."""
+    def lap(self, done: int) -> float:
+        """Since the last lap."""
         now = time.perf_counter()
-        seconds, updates = now - self._since, done - self._done
+        rate = (done - self._done) / (now - self._since)
         self._since, self._done = now, done
-        return {"seconds_per_update": seconds / max(1, updates)}
+        return rate
 
     @contextmanager
     def stopped(self) -> Iterator[None]:

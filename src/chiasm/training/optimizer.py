@@ -3,41 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from chiasm.errors import ConfigurationError
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerRecipe:
-    """How parameters move.
-
-    rate: the learning rate at its highest.
-    warmup_steps: over which the rate rises from zero in a straight line.
-    schedule: cosine falls to `final_rate` at the last step; constant stays.
-    final_rate: the share of `rate` that is left at the end of a cosine.
-    weight_decay: AdamW's, on matrices alone: no bias, norm, scale or position is pulled to zero.
-    betas, epsilon: AdamW's.
-    gradient_clip: longest gradient, over all parameters; 0 clips nothing.
-    rate_factors: factors on the rate of the parameters whose names begin so, for fine-tuning:
-        `{ "image_tower" = 0.1 }`. The longest name that fits holds.
-    """
-
-    rate: Annotated[float, Field(gt=0)] = 5e-4
-    warmup_steps: Annotated[int, Field(ge=0)] = 500
-    schedule: Literal["cosine", "constant"] = "cosine"
-    final_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.2
-    betas: tuple[float, float] = (0.9, 0.98)
-    epsilon: Annotated[float, Field(gt=0)] = 1e-6
-    gradient_clip: Annotated[float, Field(ge=0)] = 1.0
-    rate_factors: Mapping[str, float] = field(default_factory=dict)
+from chiasm.training.recipe import OptimizerRecipe
 
 
 def make_optimizer(network: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
@@ -64,7 +35,7 @@ def make_optimizer(network: nn.Module, recipe: OptimizerRecipe) -> torch.optim.A
         raise ConfigurationError(
             f"optimizer.rate_factors names {', '.join(sorted(unused))}, but no trained parameter "
             "begins so.",
-            hint=f"The first parts are {', '.join(sorted({n.partition('.')[0] for n in trained}))}.",
+            hint=f"Their first parts are {', '.join(sorted({n.split('.')[0] for n in trained}))}.",
         )
     return torch.optim.AdamW(
         [

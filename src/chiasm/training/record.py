@@ -43,7 +43,7 @@ class Record:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The reports in a `metrics.jsonl`; a last line that a killed process left half is passed over."""
+    """The reports in a `metrics.jsonl`, without a last line that a killed process left half."""
     rows = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():

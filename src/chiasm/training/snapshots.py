@@ -50,10 +50,16 @@ class Snapshot:
     ranks: list[dict[str, Any]]
 
 
+def whole_weights(network: nn.Module) -> dict[str, Tensor]:
+    """The network's tensors, whole, on the first rank's CPU. All ranks must call it."""
+    weights: dict[str, Tensor] = get_model_state_dict(network, options=_WHOLE)
+    return weights
+
+
 def collect(network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
     """(model's state, optimizer's state), whole, on the first rank. All ranks must call it."""
     return (
-        get_model_state_dict(network, options=_WHOLE),
+        whole_weights(network),
         get_optimizer_state_dict(network, optimizer, options=_WHOLE),
     )
 
