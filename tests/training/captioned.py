@@ -37,6 +37,20 @@ def picture(number: int, *, side: int = 24, kind: str = "JPEG") -> bytes:
     return buffer.getvalue()
 
 
+def photograph(width: int, height: int, seed: int = 0) -> bytes:
+    """A JPEG with structure at many scales."""
+    chance = np.random.default_rng(seed)
+    total = np.zeros((height, width, 3))
+    for octave in range(2, 8):
+        coarse = np.clip(chance.normal(127, 127 / octave, (2**octave, 2**octave, 3)), 0, 255)
+        layer = PIL.Image.fromarray(coarse.astype(np.uint8))
+        total += np.asarray(layer.resize((width, height), PIL.Image.Resampling.BICUBIC)) - 127.0
+    buffer = io.BytesIO()
+    pixels = np.clip(total / 2 + 127, 0, 255).astype(np.uint8)
+    PIL.Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
 def numbers_of(pixels: Tensor) -> list[int]:
     """The numbers of the pictures in a batch made with `preprocessor()`: [n, 3, h, w]."""
     colours = (pixels.mean(dim=(2, 3)) * 255).round()

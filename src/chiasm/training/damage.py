@@ -32,10 +32,10 @@ class Tally:
         self.skipped[damage.reason] += damage.count
         self.seen += 0 if known else damage.count
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: Tally, *, quiet: bool = False) -> None:
         """What another one counted, too; the first of each reason is logged."""
         for reason, name in other.examples.items():
-            if reason not in self.examples:
+            if reason not in self.examples and not quiet:
                 _log.warning("skipped: %s (%s); more of the kind are only counted", reason, name)
         self.examples = {**other.examples, **self.examples}
         self.seen += other.seen
@@ -71,17 +71,19 @@ class Tally:
         return ", ".join(parts)
 
     def state(self) -> dict[str, Any]:
-        """For JSON, without the examples."""
+        """For JSON."""
         return {
             "seen": self.seen,
             "skipped": dict(self.skipped),
             "left_out": dict(self.left_out),
+            "examples": dict(self.examples),
         }
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Tally:
         """What `state` gave."""
-        return cls(state["seen"], Counter(state["skipped"]), Counter(state["left_out"]))
+        skipped, left_out = Counter(state["skipped"]), Counter(state["left_out"])
+        return cls(state["seen"], skipped, left_out, dict(state["examples"]))
 
 
 def reason_of(error: ImageError) -> str:

@@ -28,8 +28,6 @@ from chiasm.training.order import generator
 from chiasm.training.samples import Batch, Damage, TextTokenizer
 from chiasm.training.sources import Source
 
-_MANY = 1000  # samples, of which at least one should be readable
-
 State = dict[str, Any]
 
 
@@ -49,7 +47,7 @@ class LaneReader:
     def batches(self, state: Mapping[str, Any] | None = None) -> Iterator[tuple[Batch, State]]:
         """Batches from `state` on, each with the state after it.
 
-        Raises UnusableData when too much is damaged, or nothing is left.
+        Raises UnusableData when nothing can be read.
         """
         tally = Tally.of(state["tally"]) if state else Tally()
         place = Place(*state["place"]) if state else Place()
@@ -81,14 +79,11 @@ class LaneReader:
                 pool.shutdown(cancel_futures=True)
 
     def _check(self, block: Block, work: _BlockWork, tally: Tally, usable: int | None) -> None:
-        most = self.recipe.max_damaged_share
-        tally.check(most)
-        if block.ends_epoch:
-            if usable == 0:
-                raise tally.nothing(self.name)
-            tally.check(most, at_least=1)
-        if not work.usable and block.tally.skipped.total() + work.broken_total >= _MANY:
-            raise tally.nothing(f"{block.tally.seen:,} in a row of {self.name}")
+        """Look at what nobody else sees: the loader checks the share whenever a batch arrives."""
+        if block.ends_epoch and usable == 0:
+            raise tally.nothing(self.name)
+        if not work.made:
+            tally.check(self.recipe.max_damaged_share)
 
     def _carried(self, state: Mapping[str, Any]) -> list[Entry]:
         """The samples that came over from blocks before, read again."""
@@ -111,7 +106,8 @@ class LaneReader:
 class _BlockWork:
     """The batches of one block.
 
-    over: the entries that are left. usable: pictures that could be read, or may still be.
+    over: the entries that are left. made: batches. usable: pictures that could be read, or may
+    still be.
     """
 
     def __init__(
@@ -132,19 +128,14 @@ class _BlockWork:
         self._entries = [*over, *self._entered()]
         self._pixels: dict[int, Pixels] = {}
         self._broken: list[int] = []
-        self._made = 0
+        self.made = 0
         self.over = over
         self.usable = 0
-
-    @property
-    def broken_total(self) -> int:
-        return len(self._broken)
 
     def batches(self, state: Mapping[str, Any] | None) -> Iterator[tuple[Batch, State]]:
         """state: of a run that is resumed in this block."""
         if state is None:
             self._tally.add(self._block.tally)
-            self._tally.check(self._reader.recipe.max_damaged_share)
         tokenise([entry for entry in self._entries if not entry.tokens], self._reader.tokenizer)
         composer = self._composer()
         if state is not None:
@@ -155,7 +146,7 @@ class _BlockWork:
             while (
                 chosen := composer.next(lambda number: self._good(decoding, number))
             ) is not None:
-                self._made += 1
+                self.made += 1
                 yield self._batch(chosen), self._state()
         finally:
             decoding.cancel()
@@ -185,8 +176,8 @@ class _BlockWork:
         broken = set(state["broken"])
         for _ in range(state["batches"]):
             composer.next(lambda number: number not in broken)
-        self._made, self._broken = state["batches"], sorted(broken)
-        self.usable = self._made * self._reader.batch_size
+        self.made, self._broken = state["batches"], sorted(broken)
+        self.usable = self.made * self._reader.batch_size
 
     def _good(self, decoding: Decoding, number: int) -> bool:
         result = decoding.result(number)
@@ -196,7 +187,6 @@ class _BlockWork:
             tally = Tally()
             tally.damaged(Damage(sample.position, reason_of(result), sample.key), known=True)
             self._tally.add(tally)
-            self._tally.check(self._reader.recipe.max_damaged_share)
             return False
         self._pixels[number] = result
         self.usable += 1
@@ -213,7 +203,7 @@ class _BlockWork:
     def _state(self) -> State:
         return {
             "place": self._block.place.state(),
-            "batches": self._made,
+            "batches": self.made,
             "broken": sorted(self._broken),
             "over": self._before,
             "tally": self._tally.state(),

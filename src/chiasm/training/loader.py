@@ -137,10 +137,13 @@ class Loader:
         try:
             while not self._ended():
                 number, batch, state = next(running)
+                epoch = self.epoch
                 self._states[number] = state
+                self._check(ends_epoch=self.epoch > epoch)
                 self._next = (number + 1) % self._own_lanes
                 self._delivered += 1
                 yield batch
+            self._check(ends_epoch=True)
         finally:
             running.close()  # type: ignore[attr-defined]
 
@@ -222,6 +225,15 @@ class Loader:
 
     def _tallies(self) -> Iterator[Tally]:
         return (Tally.of(state["tally"]) for state in self._states if state)
+
+    def _check(self, *, ends_epoch: bool) -> None:
+        """Stop if too much is damaged: of many samples, or of all those of a whole epoch."""
+        if any(state and state["tally"]["skipped"] for state in self._states):
+            total = Tally()
+            for tally in self._tallies():
+                total.add(tally, quiet=True)
+            enough = {"at_least": 1} if ends_epoch else {}
+            total.check(self.recipe.max_damaged_share, **enough)
 
     def _ended(self) -> bool:
         if self.epochs is None:
