@@ -463,7 +463,7 @@ def test_too_much_damage_stops_with_the_reasons(tmp_path: Path, workers: int) ->
     path = write_tar(tmp_path / "a.tar", samples)
     with pytest.raises(UnusableData, match=r"of \d+ samples.*not a picture \(as in 000"):
         take(loader(path, workers=workers), 40)
-    with pytest.raises(UnusableData, match="10 of 40 samples"):
+    with pytest.raises(UnusableData, match="could not be read"):
         list(loader(path, workers=workers, epochs=1, max_damaged_share=0.2, batch_size=10))
     stream = loader(path, workers=workers, max_damaged_share=0.3)
     assert len(take(stream, 40)) == 40

@@ -68,19 +68,23 @@ class Reading:
 
 @dataclass
 class Block:
-    """Samples that lie beside each other in a lane's share, and what could not be read of them."""
+    """Samples that lie beside each other in a lane's share, and what could not be read of them.
+
+    tally: knows nothing yet of the pictures, which are not decoded.
+    """
 
     place: Place
     samples: list[Sample] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
     ends_epoch: bool = False
+    _read: int = 0
     _nbytes: int = 0
 
     def take(self, found: Sample | Damage, leave_out: tuple[str, ...]) -> None:
+        self._read += 1
         if isinstance(found, Damage):
             self.tally.damaged(found)
             return
-        self.tally.seen += 1
         for mark, value in (
             ("contaminated", found.contaminated_by),
             ("duplicates", found.duplicate_of),
@@ -92,7 +96,7 @@ class Block:
         self._nbytes += found.nbytes
 
     def full(self, reading: Reading) -> bool:
-        return self.tally.seen >= reading.size or self._nbytes >= reading.nbytes
+        return self._read >= reading.size or self._nbytes >= reading.nbytes
 
 
 def blocks(source: Source, reading: Reading, place: Place) -> Iterator[Block]:

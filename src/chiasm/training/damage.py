@@ -18,19 +18,19 @@ _ENOUGH = 1000  # samples; a share of fewer says little
 
 @dataclass
 class Tally:
-    """seen: samples read, damaged ones included. skipped, left_out: by reason, and by mark."""
+    """seen: samples used or damaged. skipped, left_out: by reason, and by mark."""
 
     seen: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def damaged(self, damage: Damage, *, known: bool = False) -> None:
-        """One more. known: it was seen as a sample before its picture turned out to be damaged."""
+    def damaged(self, damage: Damage) -> None:
+        """One more, or as many as a shard lost."""
         if damage.reason not in self.examples:
             self.examples[damage.reason] = damage.name
         self.skipped[damage.reason] += damage.count
-        self.seen += 0 if known else damage.count
+        self.seen += damage.count
 
     def add(self, other: Tally, *, quiet: bool = False) -> None:
         """What another one counted, too; the first of each reason is logged."""

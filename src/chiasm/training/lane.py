@@ -185,9 +185,10 @@ class _BlockWork:
             self._broken.append(number)
             sample = self._entries[number].sample
             tally = Tally()
-            tally.damaged(Damage(sample.position, reason_of(result), sample.key), known=True)
+            tally.damaged(Damage(sample.position, reason_of(result), sample.key))
             self._tally.add(tally)
             return False
+        self._tally.seen += 1
         self._pixels[number] = result
         self.usable += 1
         return True
