@@ -144,6 +144,14 @@ def test_shards_and_a_sentencepiece_tokenizer_are_taken(
     assert found == set(files)
 
 
+def test_the_default_embedder_fine_tuned_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_of({"config.json": b"{}", "heads.safetensors": b"heads"}) as server:
+        folder = fetch(server, tmp_path, monkeypatch)
+    assert (folder / "heads.safetensors").read_bytes() == b"heads"
+
+
 def test_a_repository_without_safetensors_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 SHIPPED = Path(str(files("chiasm.models") / "default_embedder"))
 CONFIG = "config.json"
 HEADS = "heads.safetensors"
+MODEL_TYPE = "aligned-dual-encoder"
+IMAGE_TOWER, TEXT_TOWER = "image_tower", "text_tower"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class HeadsConfig:
     """Sizes of the heads.
 
     summary: values that describe a picture, see `summary`. directions: what they are reduced to.
-    centres: of the regression. classes: of the image tower's classifier.
+    centres: of the regression. classes: of the image tower's classifier. adapters: whether each
+    head has a linear residual to be fine-tuned.
     """
 
     summary: int
@@ -52,6 +55,7 @@ class HeadsConfig:
     centres: int
     classes: int
     dimension: int
+    adapters: bool = False
 
 
 class ImageHead(nn.Module):
@@ -77,19 +81,25 @@ class ImageHead(nn.Module):
         self.class_embeddings = nn.Parameter(torch.zeros(config.classes, config.dimension))
         self.class_share = nn.Parameter(torch.ones(()))
         self.class_temperature = nn.Parameter(torch.ones(()))
+        self.adapter = _adapter(config.summary, config) if config.adapters else None
 
     def forward(self, summary: Tensor, logits: Tensor) -> Tensor:
         """summary: [batch, values]; logits: [batch, classes] → [batch, dimension]."""
-        nearness = self.nearness(self.reduced(summary))  # [batch, centres]
+        standard = self.standardised(summary)  # [batch, values]
+        nearness = self.nearness(self.reduce(standard))  # [batch, centres]
         probabilities = (logits / self.class_temperature).softmax(dim=-1)
         named = probabilities @ self.class_embeddings  # [batch, dimension]
         embedding: Tensor = self.answers(nearness) + self.class_share * named
-        return embedding
+        return embedding if self.adapter is None else embedding + self.adapter(standard)
+
+    def standardised(self, summary: Tensor) -> Tensor:
+        """Every value in deviations from its mean: [batch, values] → [batch, values]."""
+        # Cut at six deviations: one odd value must not carry a picture away from every centre.
+        return ((summary - self.mean) / self.deviation).clamp(-6, 6)
 
     def reduced(self, summary: Tensor) -> Tensor:
         """[batch, values] → [batch, directions]."""
-        # Cut at six deviations: one odd value must not carry a picture away from every centre.
-        directions: Tensor = self.reduce(((summary - self.mean) / self.deviation).clamp(-6, 6))
+        directions: Tensor = self.reduce(self.standardised(summary))
         return directions
 
     def nearness(self, reduced: Tensor) -> Tensor:
@@ -110,14 +120,27 @@ class TextHead(nn.Module):
     def __init__(self, config: HeadsConfig) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(config.dimension))
+        self.adapter = _adapter(config.dimension, config) if config.adapters else None
 
     def forward(self, sentence: Tensor) -> Tensor:
         """sentence: [batch, dimension], unit length → [batch, dimension]."""
-        return sentence - self.mean
+        centred = sentence - self.mean
+        return centred if self.adapter is None else centred + self.adapter(centred)
+
+
+def _adapter(width: int, config: HeadsConfig) -> nn.Linear:
+    """A linear residual that adds nothing until it is trained: it begins at zero."""
+    adapter = nn.Linear(width, config.dimension, bias=False)
+    nn.init.zeros_(adapter.weight)
+    return adapter
 
 
 class AlignedDualEncoder(nn.Module):
-    """Pictures and texts in one space, by locked towers and trained heads."""
+    """Pictures and texts in one space, by pretrained towers and trained heads.
+
+    description: the entries of the `config.json` that it was read from. origins: for each tower
+    that was read from the catalogue's files and not from the heads' own, where those lie.
+    """
 
     def __init__(
         self, image_tower: EfficientNetLite, text_tower: BERT, config: HeadsConfig
@@ -129,6 +152,8 @@ class AlignedDualEncoder(nn.Module):
         self.text_head = TextHead(config)
         self.logit_scale = nn.Parameter(torch.zeros(()))
         self.dimension = config.dimension
+        self.description: dict[str, Any] = {}
+        self.origins: dict[str, Path] = {}
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """float32 [batch, 3, height, width] → [batch, dimension], not normalised."""
@@ -180,8 +205,12 @@ def load(
     progress: Progress | None = None,
     catalogs: Sequence[Path] = (),
     shipped: Path = SHIPPED,
+    adapters: bool = False,
 ) -> checkpoint.DualEncoderCheckpoint:
-    """The embedder whose heads lie in `shipped`, on towers pulled by name.
+    """The embedder whose heads lie in `shipped`, or in a folder that `save` wrote.
+
+    Towers that the folder does not hold are pulled by name. adapters: give the heads residuals
+    to be fine-tuned, which add nothing yet, where they have none.
 
     Raises UnsupportedCheckpoint if the heads cannot be read or do not fit the towers, and what
     `catalog.pull` raises if a tower cannot be had.
@@ -193,10 +222,12 @@ def load(
         scale, preprocessing = CONFIGS[image["scale"]], config["preprocessor"]
         image_name, image_file = image["catalog"], image["file"]
         text_name, text_tokens = text["catalog"], text["max_length"]
+        stored = frozenset(config.get("stored", ()))
+        name = config["name"]
     except (KeyError, TypeError):
         raise UnsupportedCheckpoint(
             f"{shipped / CONFIG} does not describe an embedder with aligned heads.",
-            hint="Install chiasm again.",
+            hint=_mend(shipped),
         ) from None
     options: dict[str, Any] = {
         "cache_dir": cache_dir,
@@ -204,52 +235,133 @@ def load(
         "progress": progress,
         "catalogs": catalogs,
     }
-    image_folder, text_folder = (catalog.pull(name, **options) for name in (image_name, text_name))
-    text_tower = checkpoint.load_model(text_folder)
+    # The text tower's folder is needed for its tokenizer, whoever holds the weights.
+    origins = {TEXT_TOWER: catalog.pull(text_name, **options)}
+    if IMAGE_TOWER not in stored:
+        origins[IMAGE_TOWER] = catalog.pull(image_name, **options) / image_file
+    text_tower = checkpoint.load_model(origins[TEXT_TOWER])
     assert isinstance(text_tower, BERT)
+    text_tower.pooler = None  # sentences are means over tokens; it would be trained by nothing
+    wanted = replace(heads, adapters=heads.adapters or adapters)
     with without_weights():
-        model = AlignedDualEncoder(EfficientNetLite(scale), text_tower, heads)
-    model.image_tower = load_published(image_folder / image_file, scale).fold_batch_norms()
-    _load_heads(model, shipped / HEADS)
+        image_tower = EfficientNetLite(scale).fold_batch_norms()
+        model = AlignedDualEncoder(image_tower, text_tower, wanted)
+    if IMAGE_TOWER in origins:
+        model.image_tower = load_published(origins[IMAGE_TOWER], scale).fold_batch_norms()
+    _load_heads(model, shipped, stored, new_adapters=adapters and not heads.adapters)
     model.image_tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.description = config
+    model.origins = {tower: path for tower, path in origins.items() if tower not in stored}
+    referenced = [
+        name
+        for tower, name in ((IMAGE_TOWER, image_name), (TEXT_TOWER, text_name))
+        if tower not in stored
+    ]
     return checkpoint.DualEncoderCheckpoint(
         model=model.eval().requires_grad_(False),
         preprocessor=ImagePreprocessor.from_config(preprocessing),
-        tokenizer=Tokenizer.from_folder(text_folder, max_length=text_tokens),
-        name=config["name"],
-        digest=_digest(shipped, (image_name, text_name), catalogs),
+        tokenizer=Tokenizer.from_folder(origins[TEXT_TOWER], max_length=text_tokens),
+        name=name,
+        digest=_digest(shipped, referenced, catalogs),
     )
 
 
-def _load_heads(model: AlignedDualEncoder, path: Path) -> None:
+def _load_heads(
+    model: AlignedDualEncoder, folder: Path, stored: frozenset[str], *, new_adapters: bool
+) -> None:
+    """Fill the model with the tensors of `folder`: the heads', and those of the `stored` towers."""
+    path = folder / HEADS
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError):
-        raise UnsupportedCheckpoint(
-            f"{path} could not be read.", hint="Install chiasm again."
-        ) from None
-    expected = {
-        name: tensor.shape
+        raise UnsupportedCheckpoint(f"{path} could not be read.", hint=_mend(folder)) from None
+    state = {
+        name: tensor
         for name, tensor in model.state_dict().items()
-        if not name.startswith(("image_tower.", "text_tower."))
+        if (part := name.partition(".")[0]) not in (IMAGE_TOWER, TEXT_TOWER) or part in stored
     }
-    if expected != {name: tensor.shape for name, tensor in tensors.items()}:
+    if new_adapters:
+        tensors |= {
+            name: torch.zeros(tensor.shape) for name, tensor in state.items() if ".adapter." in name
+        }
+    if {name: tensor.shape for name, tensor in state.items()} != {
+        name: tensor.shape for name, tensor in tensors.items()
+    }:
         raise UnsupportedCheckpoint(
-            f"{path} holds other tensors than its {CONFIG} describes.", hint="Install chiasm again."
+            f"{path} holds other tensors than its {CONFIG} describes.", hint=_mend(folder)
         )
     # Shipped in half precision, which costs nothing that can be measured; computed in single.
-    state = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
-    model.load_state_dict(state, strict=False, assign=True)
+    single = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+    model.load_state_dict(single, strict=False, assign=True)
 
 
-def _digest(shipped: Path, towers: tuple[str, ...], catalogs: Sequence[Path]) -> str:
-    """SHA-256 over the heads' files and the towers' digests, which `pull` has verified."""
+def _mend(folder: Path) -> str:
+    if folder == SHIPPED:
+        return "Install chiasm again."
+    return "It is damaged, or another version of chiasm wrote it."
+
+
+def _digest(folder: Path, towers: Sequence[str], catalogs: Sequence[Path]) -> str:
+    """SHA-256 over the heads' files and the digests of the `towers` that `pull` has verified."""
     whole = hashlib.sha256(b"chiasm-aligned-1\n")
     for name in (CONFIG, HEADS):
-        whole.update(
-            f"{name} {hashlib.sha256((shipped / name).read_bytes()).hexdigest()}\n".encode()
-        )
+        with (folder / name).open("rb") as file:
+            part = hashlib.file_digest(file, "sha256").hexdigest()
+        whole.update(f"{name} {part}\n".encode())
     for tower in towers:
-        for path, file in sorted(catalog.find(tower, catalogs).files.items()):
-            whole.update(f"{tower}/{path} {file.sha256}\n".encode())
+        for path, entry in sorted(catalog.find(tower, catalogs).files.items()):
+            whole.update(f"{tower}/{path} {entry.sha256}\n".encode())
     return whole.hexdigest()
+
+
+# Saving -----------------------------------------------------------------------------------------
+
+
+def save(folder: Path, model: AlignedDualEncoder) -> None:
+    """Write what `load_dual_encoder(folder)` reads: the heads, and the towers that were trained.
+
+    A tower that is still, number for number, the catalogue's is referenced by its name; one that
+    differs from it is written beside the heads. Each file appears complete or not at all, the
+    weights last. Raises NoSpace.
+    """
+    stored = [tower for tower in (IMAGE_TOWER, TEXT_TOWER) if _is_trained(model, tower)]
+    # The text tower's entry is needed for its tokenizer, whoever holds the weights.
+    needed = [
+        tower for tower in (IMAGE_TOWER, TEXT_TOWER) if tower not in stored or tower == TEXT_TOWER
+    ]
+    heads = {**model.description["heads"], "adapters": model.image_head.adapter is not None}
+    entries = {
+        **model.description,
+        "model_type": MODEL_TYPE,
+        "name": "fine-tuned",
+        "heads": heads,
+        "stored": stored,
+        "needs": [model.description[tower]["catalog"] for tower in needed],
+    }
+    tensors = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in model.state_dict().items()
+        if (part := name.partition(".")[0]) not in (IMAGE_TOWER, TEXT_TOWER) or part in stored
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(folder / CONFIG, entries)
+    checkpoint.write_tensors(folder / HEADS, tensors)
+
+
+def _is_trained(model: AlignedDualEncoder, tower: str) -> bool:
+    """Whether the tower's tensors are others than those of the files it was read from."""
+    origin = model.origins.get(tower)
+    if origin is None:
+        return True
+    try:
+        if tower == TEXT_TOWER:
+            before: nn.Module = checkpoint.load_model(origin)
+        else:
+            before = load_published(origin, model.image_tower.config).fold_batch_norms()
+    except UnsupportedCheckpoint:
+        return True  # the cache was cleared meanwhile: what cannot be compared is kept
+    read = before.state_dict()
+    return not all(
+        torch.equal(read[name], tensor.detach().to("cpu", torch.float32))
+        for name, tensor in getattr(model, tower).state_dict().items()
+    )

@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +104,12 @@ def load_dual_encoder(
     offline: bool = False,
     progress: Progress | None = None,
     catalogs: Sequence[Path] = (),
+    adapters: bool = False,
 ) -> DualEncoderCheckpoint:
     """Load an image and text encoder by catalogue name, `hf:owner/name`, or local folder.
 
     catalogs: further catalogue files, whose entries win over the shipped.
+    adapters: give the default embedder's heads residuals to be fine-tuned, see `aligned.load`.
 
     Raises UnknownModel if there is no such name or folder, UnsupportedCheckpoint if what was found
     is not a dual encoder that can be read, WeightsError if it could not be fetched.
@@ -118,12 +120,21 @@ def load_dual_encoder(
         "progress": progress,
         "catalogs": catalogs,
     }
-    if _is_built_in(location, catalogs):
-        from chiasm.models import aligned
+    from chiasm.models import aligned
 
-        return aligned.load(**options)
+    if _is_built_in(location, catalogs):
+        return aligned.load(**options, adapters=adapters)
     folder = locate(location, **options)
-    architecture = _architecture(read_json(folder / CONFIG), folder)
+    entries = read_json(folder / CONFIG)
+    if entries.get("model_type") == aligned.MODEL_TYPE:
+        found = aligned.load(**options, shipped=folder, adapters=adapters)
+        return replace(found, name=str(location))
+    architecture = _architecture(entries, folder)
+    if adapters:
+        raise UnsupportedCheckpoint(
+            f"{location} has no heads that adapters could be put on.",
+            hint="They are the default embedder's; fine-tune this one without them.",
+        )
     if architecture.texts is None:
         raise UnsupportedCheckpoint(
             f"{location} is not a dual encoder: it has no text tower that shares a space with an "

@@ -54,7 +54,12 @@ _CONFIGURATION = (
     "1_Pooling/config.json",
 )
 _SENTENCEPIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
-_SAFETENSORS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+_SAFETENSORS = (
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "heads.safetensors",  # of the default embedder, fine-tuned
+)
 _TRIES = 3
 
 
