@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from chiasm import __version__
+from chiasm.cli import shards as shards_commands
 from chiasm.cli import train as train_commands
 from chiasm.cli.interrupt import stop_on_interrupt
 from chiasm.cli.options import Device, EmbedderName, Json, Offline, read_settings
@@ -35,6 +36,7 @@ app = typer.Typer(
 collections_app = typer.Typer(help="List and delete collections.", no_args_is_help=True)
 app.add_typer(collections_app, name="collections")
 app.add_typer(train_commands.app, name="train")
+app.add_typer(shards_commands.app, name="shards")
 
 CollectionName = Annotated[
     str, typer.Option("--collection", "-c", help="The collection's name.", show_default=True)

@@ -101,7 +101,9 @@ def read_fields(values: Mapping[str, Any], fields: Fields) -> Found:
     )
 
 
-def require_columns(names: list[str], fields: Fields, columns: Columns, where: str) -> None:
+def require_columns(
+    names: list[str], fields: Fields, columns: Columns, where: str, *, need_captions: bool = True
+) -> None:
     """Raise UnusableData, listing what there is, unless pictures and captions can be found."""
     listing = f"It has: {', '.join(names)}." if names else "It has no columns."
     wanted: dict[str, tuple[str, ...]] = {
@@ -125,7 +127,7 @@ def require_columns(names: list[str], fields: Fields, columns: Columns, where: s
             hint=f"{listing} Name it in data.columns.image.",
             param="data.columns.image",
         )
-    if not caption_names(fields, names):
+    if need_captions and not caption_names(fields, names):
         raise UnusableData(
             f"{where} has no column that is known to hold captions.",
             hint=f"{listing} Name it in data.columns.captions.",

@@ -11,7 +11,7 @@ import csv
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path, PurePosixPath
@@ -97,6 +97,14 @@ class Table:
             return
         yield found.sample(row["file"], unit, 0, picture, found.captions)
 
+    def pictures(self) -> Iterator[tuple[str, bytes | Path]]:
+        """(name, picture) of every row that names one, with captions or without."""
+        for file in self.rows["file"].to_pylist():
+            try:
+                yield file, self._picture(file)
+            except OSError:
+                yield file, b""  # which opens as badly
+
     def _picture(self, file: str) -> bytes | Path:
         place = located(self.root, file)
         if not storage.is_address(place):
@@ -113,14 +121,25 @@ def located(root: str, file: str) -> str:
     return str(Path(root) / file)
 
 
-def read_table(source: str, root: str, columns: Columns, options: Mapping[str, Any]) -> Table:
+def read_table(
+    source: str,
+    root: str,
+    columns: Columns,
+    options: Mapping[str, Any],
+    *,
+    need_captions: bool = True,
+) -> Table:
     """Read a whole table. Raises UnusableData, naming the line or the column at fault."""
     fields = Fields.of(columns)
     builder = _Rows()
     reader = _parquet if source.endswith(".parquet") else _lines
     try:
         with storage.opened(source, options) as stream:
-            for line, values in reader(stream, source, fields, columns):
+
+            def check(names: list[str]) -> None:
+                require_columns(names, fields, columns, source, need_captions=need_captions)
+
+            for line, values in reader(stream, source, fields, check):
                 if isinstance(values, str):
                     builder.add_damage(line, values)
                     continue
@@ -221,12 +240,16 @@ Row = tuple[int, dict[str, Any] | str]
 """Line number, and the row's values or what is wrong with it."""
 
 
-def _parquet(stream: Any, source: str, fields: Fields, columns: Columns) -> Iterator[Row]:
+Check = Callable[[list[str]], None]
+"""Raises UnusableData for a table with these columns."""
+
+
+def _parquet(stream: Any, source: str, fields: Fields, check: Check) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(pa.BufferReader(stream.read()) if not _seeks(stream) else stream)
     names = list(file.schema_arrow.names)
-    require_columns(names, fields, columns, source)
+    check(names)
     line = 0
     for batch in file.iter_batches(batch_size=16_384, columns=_wanted(names, fields)):
         for values in batch.to_pylist():
@@ -247,18 +270,18 @@ def _seeks(stream: Any) -> bool:
     return hasattr(stream, "seek")
 
 
-def _lines(stream: Any, source: str, fields: Fields, columns: Columns) -> Iterator[Row]:
+def _lines(stream: Any, source: str, fields: Fields, check: Check) -> Iterator[Row]:
     if not _seeks(stream):
         from io import BytesIO
 
         stream = BytesIO(stream.read())
     text = TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     if source.endswith((".jsonl", ".ndjson")):
-        yield from _json_lines(text, source, fields, columns)
+        yield from _json_lines(text, check)
         return
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     reader = csv.DictReader(text, delimiter="\t" if source.endswith(".tsv") else ",")
-    require_columns([name for name in reader.fieldnames or [] if name], fields, columns, source)
+    check([name for name in reader.fieldnames or [] if name])
     for row in reader:
         # A line with more cells than the header has them under None.
         if None in row:
@@ -267,7 +290,7 @@ def _lines(stream: Any, source: str, fields: Fields, columns: Columns) -> Iterat
         yield reader.line_num, {name: value for name, value in row.items() if value}
 
 
-def _json_lines(text: Any, source: str, fields: Fields, columns: Columns) -> Iterator[Row]:
+def _json_lines(text: Any, check: Check) -> Iterator[Row]:
     checked = False
     for number, line in enumerate(text, start=1):
         if not line.strip():
@@ -280,7 +303,7 @@ def _json_lines(text: Any, source: str, fields: Fields, columns: Columns) -> Ite
             yield number, "unreadable JSON"
             continue
         if not checked:
-            require_columns(list(values), fields, columns, source)
+            check(list(values))
             checked = True
         yield number, values
 
