@@ -196,6 +196,21 @@ class StoreConformance:
             after = page.next
         assert seen == [f"item-{i}" for i in range(10, 23)] + ["late"]
 
+    def test_pages_newest_first_stay_put_while_others_are_added(self, store: Store) -> None:
+        store.insert(records(11))
+        page = store.page(limit=4, newest_first=True)
+        store.insert([record("late", unit_vectors(1)[0], moment=1000)])
+        store.delete(["item-6"])
+        seen = [item.id for item in page.items]
+        while page.next is not None:
+            page = store.page(limit=4, after=page.next, newest_first=True)
+            seen += [item.id for item in page.items]
+        assert seen == [f"item-{i}" for i in (10, 9, 8, 7, 5, 4, 3, 2, 1, 0)]
+        condition = filters.parse({"even": True})
+        newest = store.page(limit=3, condition=condition, newest_first=True)
+        assert [item.id for item in newest.items] == ["item-10", "item-8", "item-4"]
+        assert store.page(limit=1, newest_first=True).items[0].id == "late"
+
     def test_a_page_goes_on_after_its_last_item_was_deleted(self, store: Store) -> None:
         store.insert(records(10))
         page = store.page(limit=4)

@@ -261,6 +261,16 @@ def test_pages_stay_put_while_pictures_are_added(client: httpx.Client, collectio
     assert len({item["id"] for item in seen}) == 9
     assert seen == client.get(f"{collection}/items", params={"limit": 100}).json()["data"]
 
+    newest, after = [], ""
+    while after is not None:
+        query = {"limit": 4, "order": "desc"} | ({"after": after} if after else {})
+        page = client.get(f"{collection}/items", params=query).json()
+        newest += page["data"]
+        after = page["next"]
+    assert newest == seen[::-1]
+    refused = client.get(f"{collection}/items", params={"order": "random"})
+    assert error_of(refused)["param"] == "order"
+
 
 @pytest.mark.parametrize("limit", ["0", "1001", "many"])
 def test_limits_of_a_page(client: httpx.Client, collection: str, limit: str) -> None:

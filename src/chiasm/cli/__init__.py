@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from chiasm import __version__
+from chiasm import __version__, collector
 from chiasm.cli import shards as shards_commands
 from chiasm.cli import train as train_commands
 from chiasm.cli.interrupt import stop_on_interrupt
@@ -470,15 +470,19 @@ def _fetch_weights(settings: Settings) -> None:
 
 def _embedder(settings: Settings) -> Embedder:
     _fetch_weights(settings)
-    from chiasm.retrieval import load_embedder
+    with collector.paused():
+        from chiasm.retrieval import load_embedder
 
-    return load_embedder(settings)
+        return load_embedder(settings)
 
 
 def _library(settings: Settings) -> Library:
-    from chiasm.retrieval import Library
+    embedder = _embedder(settings)
+    with collector.paused():
+        import chiasm.retrieval.lance_store  # noqa: F401 -- every library's first collection does
+        from chiasm.retrieval import Library
 
-    return Library(settings.data_dir, _embedder(settings))
+        return Library(settings.data_dir, embedder)
 
 
 def _megabytes(size: int | None) -> str:

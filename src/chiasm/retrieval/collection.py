@@ -244,10 +244,15 @@ class Collection:
         limit: int = 50,
         after: str | None = None,
         filter: Mapping[str, Any] | None = None,
+        *,
+        newest_first: bool = False,
     ) -> Page:
-        """Items in the order they were added. after: `next` of the page before."""
+        """Items in the order they were added, or newest first. after: `next` of the page before."""
         _check_range(limit, 0)
-        return self.store.page(limit=limit, after=after, condition=filters.parse(filter))
+        condition = filters.parse(filter)
+        return self.store.page(
+            limit=limit, after=after, condition=condition, newest_first=newest_first
+        )
 
     def count(self, filter: Mapping[str, Any] | None = None) -> int:
         """How many items satisfy the filter."""

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from lancedb.index import IvfRq
 
+from chiasm.retrieval.lance import IvfRq
 from chiasm.retrieval.resident import vectors_of
 from chiasm.retrieval.store import Vectors
 

@@ -26,7 +26,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-import lancedb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -43,6 +42,7 @@ from chiasm.retrieval import lance_index
 from chiasm.retrieval.exact import BYTES_PER_NUMBER, Rows
 from chiasm.retrieval.file_lock import FileLock
 from chiasm.retrieval.filters import Filter, Mask
+from chiasm.retrieval.lance import lancedb
 from chiasm.retrieval.lance_table import (
     CLOCK_TICK_NS,
     TABLE,
@@ -183,11 +183,16 @@ class LanceStore:
             return {id: rows.item(rows.row_of[id]) for id in ids if id in rows.row_of}
 
     def page(
-        self, *, limit: int, after: str | None = None, condition: Filter | None = None
+        self,
+        *,
+        limit: int,
+        after: str | None = None,
+        condition: Filter | None = None,
+        newest_first: bool = False,
     ) -> Page:
-        """Items in the order they were added, from a cursor on."""
+        """Items in the order they were added, or in the reverse of it, from a cursor on."""
         try:
-            moment = int(after) if after else -1
+            moment = int(after) if after else None
         except ValueError:
             raise InvalidRequest(
                 f"{after!r} is no place to go on from.",
@@ -196,7 +201,9 @@ class LanceStore:
             ) from None
         with self._state:
             rows = self._refreshed()
-            found = rows.ordered(rows.mask(condition), moment, limit + 1)
+            found = rows.ordered(
+                rows.mask(condition), limit + 1, after=moment, newest_first=newest_first
+            )
             items = rows.items(found[:limit])
         more = len(found) > limit and bool(items)
         return Page(items, str(microseconds(items[-1].added_at)) if more else None)

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lancedb
 import numpy as np
 import pyarrow as pa
 
 from chiasm.errors import StoreError
+from chiasm.retrieval.lance import lancedb
 from chiasm.retrieval.store import Record, microseconds
 
 TABLE = "items"

@@ -164,14 +164,21 @@ class ResidentRows:
                 self._columns.extend(batch.column("metadata").to_pylist())
         return self._columns.mask(condition) & self._alive
 
-    def ordered(self, mask: Mask | None, after: int, limit: int) -> Rows:
-        """Up to `limit` rows added after a moment (microseconds), in that order."""
-        added = self._added.values
-        later = added > after
-        rows = np.flatnonzero(later if mask is None else later & mask)
+    def ordered(
+        self, mask: Mask | None, limit: int, *, after: int | None, newest_first: bool
+    ) -> Rows:
+        """Up to `limit` rows in the order they were added, or in the reverse of it.
+
+        after: a moment in microseconds; the rows that come after it in that order, or all.
+        """
+        place = -self._added.values if newest_first else self._added.values
+        wanted = np.ones(len(place), np.bool_) if mask is None else mask
+        if after is not None:
+            wanted = wanted & (place > (-after if newest_first else after))
+        rows = np.flatnonzero(wanted)
         if len(rows) > limit:
-            rows = rows[np.argpartition(added[rows], limit - 1)[:limit]]
-        ordered: Rows = rows[np.argsort(added[rows], kind="stable")]
+            rows = rows[np.argpartition(place[rows], limit - 1)[:limit]]
+        ordered: Rows = rows[np.argsort(place[rows], kind="stable")]
         return ordered
 
     def with_digest(self, digests: Iterable[str]) -> int | None:

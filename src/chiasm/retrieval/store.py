@@ -131,7 +131,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Page:
-    """Some items in the order they were added; `next` is what to pass as `after`, or None."""
+    """Some items in the order of their adding; `next` is what to pass as `after`, or None."""
 
     items: list[Item]
     next: str | None
@@ -227,9 +227,18 @@ class Store(Protocol):
         ...
 
     def page(
-        self, *, limit: int, after: str | None = None, condition: Filter | None = None
+        self,
+        *,
+        limit: int,
+        after: str | None = None,
+        condition: Filter | None = None,
+        newest_first: bool = False,
     ) -> Page:
-        """Items in the order they were added, from a cursor on."""
+        """Items in the order they were added, or in the reverse of it, from a cursor on.
+
+        A cursor is a moment and goes with either order: what is added or deleted later moves no
+        item from one page to another.
+        """
         ...
 
     def count(self, condition: Filter | None = None) -> int:

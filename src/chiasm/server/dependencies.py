@@ -8,12 +8,17 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from chiasm.errors import UnknownModel
+from chiasm.server.batching import BatchingEmbedder
 from chiasm.server.runtime import Planes, Runtime
 
 
 async def _runtime(request: Request) -> Runtime:
     runtime: Runtime = request.app.state.runtime
     return runtime
+
+
+async def _embedder(runtime: State) -> BatchingEmbedder:
+    return await runtime.embedder()
 
 
 async def _planes(runtime: State) -> Planes:
@@ -26,15 +31,18 @@ State = Annotated[Runtime, Depends(_runtime)]
 Loaded = Annotated[Planes, Depends(_planes)]
 """Embedder and library; the request waits a moment for them, or ends as `not_ready`."""
 
+LoadedEmbedder = Annotated[BatchingEmbedder, Depends(_embedder)]
+"""The embedder alone: for what needs no collection, and need not wait for them."""
 
-def served_names(planes: Planes, runtime: Runtime) -> list[str]:
+
+def served_names(embedder: BatchingEmbedder, runtime: Runtime) -> list[str]:
     """Names that mean the embedder served here, its own first."""
-    return list(dict.fromkeys((planes.embedder.name, runtime.settings.embedder, "default")))
+    return list(dict.fromkeys((embedder.name, runtime.settings.embedder, "default")))
 
 
-def find_model(name: str, planes: Planes, runtime: Runtime) -> str:
+def find_model(name: str, embedder: BatchingEmbedder, runtime: Runtime) -> str:
     """`name`, if a model answers to it here. Raises `UnknownModel` with the nearest names."""
-    names = served_names(planes, runtime)
+    names = served_names(embedder, runtime)
     if name in names:
         return name
     near = difflib.get_close_matches(name, names, cutoff=0.5)

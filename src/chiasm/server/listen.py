@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from chiasm import collector
 from chiasm.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -42,15 +43,18 @@ def run(
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("chiasm").setLevel(logging.INFO)
 
-    import uvicorn
+    with collector.paused():
+        import uvicorn
 
-    from chiasm.server.app import create_app
+        from chiasm.server.app import create_app
+
+        app = create_app(settings, embedder=embedder, sample=sample)
 
     url = _url(settings.server.host, listener.getsockname()[1])
     (announce or _log_address)(url)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(settings, embedder=embedder, sample=sample),
+            app,
             log_config=None,
             log_level="warning",
             access_log=False,  # `guard.Envelope` writes one, without queries

@@ -2,7 +2,8 @@
 
 Importing torch and the vector store and reading the weights take seconds. They happen in a thread
 that starts with the server: `/healthz` answers meanwhile, `/readyz` tells the truth, and every
-other route waits a moment before it says `not_ready`.
+other route waits a moment before it says `not_ready`. The embedder comes first: it answers before
+the vector store is there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import anyio
 import anyio.to_thread
 
+from chiasm import collector
 from chiasm.errors import ChiasmError, NoSpace, NotReady, WeightsError
 from chiasm.server.batching import BatchingEmbedder
 from chiasm.server.errors import INTERNAL, log_unexpected
@@ -37,6 +39,7 @@ _THREADS = 32
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,13 @@ class Planes:
 
 
 class LoadingProgress:
-    """Hears of downloads and remembers the last word of it, for `/readyz`."""
+    """Hears of downloads and remembers the last word of it, for `/readyz`.
+
+    doing: what is going on while nothing is downloaded.
+    """
 
     def __init__(self) -> None:
+        self.doing = "loading the embedder"
         self._label = ""
         self._done = 0
         self._total: int | None = None
@@ -69,7 +76,7 @@ class LoadingProgress:
 
     def __str__(self) -> str:
         if not self._label:
-            return "loading the embedder"
+            return self.doing
         of = f" of {self._total / 1e6:.0f}" if self._total else ""
         return f"fetching {self._label}: {self._done / 1e6:.0f}{of} MB"
 
@@ -86,6 +93,7 @@ class Runtime:
         self.started_at = int(time.time())
         self._given = embedder
         self._sample = sample
+        self._embedder: BatchingEmbedder | None = None
         self._planes: Planes | None = None
         self._failure: ChiasmError | None = None
         self._stop = threading.Event()
@@ -102,8 +110,9 @@ class Runtime:
         self._stop.set()
         if self._loader.is_alive():
             self._loader.join(_LAST_WORDS_SECONDS)
+        if self._embedder is not None:
+            self._embedder.close()
         if self._planes is not None:
-            self._planes.embedder.close()
             self._planes.library.close()
 
     @property
@@ -117,11 +126,15 @@ class Runtime:
         return self._failure
 
     def check(self) -> Planes:
-        """The planes, or `NotReady`, or the error that loading ended with."""
+        """The planes, or `NotReady` with the error that loading ended with."""
+        return self._loaded(self._planes)
+
+    def _loaded(self, part: Part | None) -> Part:
+        """`part`, or why it is not there."""
         if self._stop.is_set():
             raise NotReady("The server is stopping.")
-        if self._planes is not None:
-            return self._planes
+        if part is not None:
+            return part
         if self._failure is not None:
             # Whatever it is, it is not the caller's fault: never a 400 or a 404.
             unready = NotReady(self._failure.message, hint=self._failure.hint)
@@ -140,11 +153,18 @@ class Runtime:
 
     async def planes(self) -> Planes:
         """The planes; waits a few seconds for them while they load."""
+        return await self._await(lambda: self._planes)
+
+    async def embedder(self) -> BatchingEmbedder:
+        """The embedder alone, which is there sooner; waits as `planes` does."""
+        return await self._await(lambda: self._embedder)
+
+    async def _await(self, part: Callable[[], Part | None]) -> Part:
         deadline = time.monotonic() + PATIENCE_SECONDS
         # The loader is a thread and may try several times: no event of the loop's to wait for.
-        while self._planes is None and self._failure is None and time.monotonic() < deadline:  # noqa: ASYNC110
+        while part() is None and self._failure is None and time.monotonic() < deadline:  # noqa: ASYNC110
             await anyio.sleep(0.02)
-        return self.check()
+        return self._loaded(part())
 
     async def run(
         self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -166,7 +186,8 @@ class Runtime:
         delay = _FIRST_RETRY_SECONDS
         while not self._stop.is_set():
             try:
-                self._planes = self._load_once()
+                with collector.paused():
+                    self._planes = self._load_once()
                 self._failure = None
                 if self._sample:
                     self._add_sample(self._planes.library)
@@ -198,14 +219,18 @@ class Runtime:
 
     def _load_once(self) -> Planes:
         # Here, not above: these imports are most of what there is to wait for.
-        import chiasm.retrieval.lance_store  # noqa: F401 -- else the first request would do it
         from chiasm.retrieval import Library, load_embedder
 
+        started = time.perf_counter()
+        if self._embedder is None:
+            embedder = self._given or load_embedder(self.settings, progress=self.progress)
+            self._embedder = BatchingEmbedder(embedder)
+        self.progress.doing = "opening the collections"
         if self._stop.is_set():
             raise NotReady("The server is stopping.")
-        started = time.perf_counter()
-        embedder = self._given or load_embedder(self.settings, progress=self.progress)
-        batching = BatchingEmbedder(embedder)
-        library = Library(self.settings.data_dir, batching, limits=self.settings.media)
-        log.info("ready: %s, loaded in %.1f s", embedder.name, time.perf_counter() - started)
-        return Planes(batching, library)
+        import chiasm.retrieval.lance_store  # noqa: F401 -- else the first request would do it
+
+        library = Library(self.settings.data_dir, self._embedder, limits=self.settings.media)
+        seconds = time.perf_counter() - started
+        log.info("ready: %s, loaded in %.1f s", self._embedder.name, seconds)
+        return Planes(self._embedder, library)

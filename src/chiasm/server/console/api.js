@@ -23,8 +23,8 @@ export const api = {
 
   search: (collection, query, options) =>
     call("POST", `${collectionPath(collection)}/search`, { body: query, ...options }),
-  items: (collection, { limit, after, filter }, options) => {
-    const values = new URLSearchParams({ limit });
+  items: (collection, { limit, after, filter, order }, options) => {
+    const values = new URLSearchParams({ limit, order });
     if (after) values.set("after", after);
     if (filter) values.set("filter", JSON.stringify(filter));
     return call("GET", `${collectionPath(collection)}/items?${values}`, options);

@@ -57,7 +57,9 @@ function unseen(hits, shown) {
 async function load(question, position, signal) {
   const filter = toFilter(question.where);
   if (!question.text && !question.image && !question.like) {
-    const page = await api.items(question.collection, { limit: PAGE, after: position, filter }, { signal });
+    // Newest first: who has just added pictures sees them.
+    const wanted = { limit: PAGE, after: position, filter, order: "desc" };
+    const page = await api.items(question.collection, wanted, { signal });
     return {
       hits: page.data.map((item) => ({ id: item.id, score: null, item })),
       ranked: false,

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Response
 
 from chiasm.errors import InvalidRequest
 from chiasm.server.batching import BatchingEmbedder, Vectors
-from chiasm.server.dependencies import Loaded, State, find_model
+from chiasm.server.dependencies import LoadedEmbedder, State, find_model
 from chiasm.server.openapi import refusals
 from chiasm.server.pictures import Encoded, Opened, from_data_url
 from chiasm.server.runtime import Runtime
@@ -41,13 +41,14 @@ Part = str | Encoded
     response_model=EmbeddingResponse,
     responses=refusals(404, 413, 415),
 )
-async def create_embedding(body: EmbeddingRequest, planes: Loaded, runtime: State) -> Response:
+async def create_embedding(
+    body: EmbeddingRequest, embedder: LoadedEmbedder, runtime: State
+) -> Response:
     """One vector of unit length for each input; texts and pictures share the space.
 
     An input that is a list of parts gives one vector: the mean of its parts' directions.
     """
-    embedder = planes.embedder
-    model = embedder.name if body.model is None else find_model(body.model, planes, runtime)
+    model = embedder.name if body.model is None else find_model(body.model, embedder, runtime)
     if body.dimensions not in (None, embedder.dimension):
         raise InvalidRequest(
             f"This model's vectors have {embedder.dimension} dimensions, no other number.",

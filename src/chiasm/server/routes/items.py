@@ -125,12 +125,17 @@ async def list_items(
         str | None,
         Query(description='A filter as JSON: {"color": "red"}.', examples=['{"color": "red"}']),
     ] = None,
+    order: Annotated[
+        Literal["asc", "desc"], Query(description="By the time of adding: desc is newest first.")
+    ] = "asc",
 ) -> ItemPage:
     """Pictures in the order they were added. Pages stay put while pictures are being added."""
     condition = _json_object(filter, "filter") if filter else None
 
     def page() -> Page:
-        return planes.library.open(name).items(limit=limit, after=after, filter=condition)
+        return planes.library.open(name).items(
+            limit=limit, after=after, filter=condition, newest_first=order == "desc"
+        )
 
     found = await runtime.run(page)
     return ItemPage(
