@@ -329,6 +329,7 @@ def test_contamination_is_marked_or_dropped(tmp_path: Path, kind: str) -> None:
 # Going on, full disks, other folders ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_the_bytes_are_the_same(tmp_path: Path) -> None:
     pictures = {f"{n:03d}.jpg": encoded(scene(n % 40)) for n in range(60)}
     pictures["013.jpg"] = b"?"
@@ -461,3 +462,10 @@ def test_the_command_refuses_what_makes_no_sense(tmp_path: Path) -> None:
         invoke("shards", "build", str(tmp_path), "--out", "o", "--drop-contaminated")
     with pytest.raises(UnusableData, match="no samples"):
         invoke("shards", "build", str(tmp_path), "--out", str(tmp_path / "o"))
+
+
+def test_writing_shards_starts_without_torch() -> None:
+    """Importing it takes longer than many a build."""
+    code = "import sys, chiasm.training.shard_writer; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

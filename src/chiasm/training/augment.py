@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from pydantic import Field
@@ -17,7 +17,9 @@ from pydantic import Field
 from chiasm.media import Image
 from chiasm.media.image import Pixels
 from chiasm.media.transform import resize
-from chiasm.models.preprocess import AnyPreprocessor, ImagePreprocessor
+
+if TYPE_CHECKING:  # a recipe is read without torch
+    from chiasm.models.preprocess import AnyPreprocessor
 
 _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
@@ -90,6 +92,8 @@ def _fitted(image: Image, change: Change, preprocessor: AnyPreprocessor) -> Pixe
     width, height = change.width * image.width, change.height * image.height
     left, top = change.across * (image.width - width), change.down * (image.height - height)
     box = (left, top, left + width, top + height)
+    from chiasm.models.preprocess import ImagePreprocessor
+
     if isinstance(preprocessor, ImagePreprocessor):
         # The crop is the whole of what is seen: nothing is cut out of its middle once more.
         rows, columns = preprocessor.size

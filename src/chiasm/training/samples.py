@@ -7,12 +7,13 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # writing shards needs no torch
+    import torch
+    from torch import Tensor
 
-from chiasm.models.tokenizer import TokenBatch
+    from chiasm.models.tokenizer import TokenBatch
 
 
 @dataclass(frozen=True, slots=True)
