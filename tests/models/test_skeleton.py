@@ -13,8 +13,10 @@ from chiasm.models.skeleton import without_weights
 PROGRAM = """
 import sys
 from torch import nn
+from chiasm.models.efficientnet_lite import EfficientNetLite
 from chiasm.models.skeleton import without_weights
 with without_weights():
+    EfficientNetLite().fold_batch_norms()
     nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4), nn.Conv2d(3, 8, 3), nn.LayerNorm(8))
 print(sorted({"sympy", "torch._dynamo"} & set(sys.modules)))
 """

@@ -125,10 +125,13 @@ class ConvolutionNorm(nn.Module):
             return
         assert norm.running_mean is not None
         assert norm.running_var is not None
+        self.norm = nn.Identity()
+        if norm.weight.is_meta:  # a skeleton: to compute there, torch would import its compiler
+            self.convolution.bias = norm.bias
+            return
         scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
         self.convolution.weight.mul_(scale[:, None, None, None])
         self.convolution.bias = nn.Parameter(norm.bias - norm.running_mean * scale)
-        self.norm = nn.Identity()
 
 
 def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
