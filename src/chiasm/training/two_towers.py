@@ -18,10 +18,10 @@ from chiasm.errors import ConfigurationError
 from chiasm.models.patches import PatchBatch
 from chiasm.models.vit import ViT
 from chiasm.training.distributed import World, bare, exchanging
+from chiasm.training.gradient_cache import cached_backward
 from chiasm.training.losses import sigmoid_loss, softmax_loss
 from chiasm.training.recipe import LossRecipe
 from chiasm.training.samples import Batch
-from chiasm.training.snapshots import random_state, set_random_state
 
 
 class Embedded(NamedTuple):
@@ -125,7 +125,15 @@ class ContrastiveTrainee:
         """See `loop.Trainee`. The loss is the world's, over all ranks' parts of the batch."""
         batch = batch.to(self._world.device)
         if self._micro_size and self._micro_size < len(batch.image_groups):
-            loss, scale = self._backward_in_parts(batch, share, exchange)
+            # A part holds pictures and texts, so that each call uses all of the network, which
+            # DDP wants of the last one.
+            loss, scale = cached_backward(
+                lambda part: self.network(*part),
+                _parts(batch, self._micro_size),
+                lambda embedded: self.loss_of(batch, embedded) * share,
+                exchanging=lambda last: exchanging(self.network, exchange and last),
+            )
+            loss = loss / share
         else:
             with exchanging(self.network, exchange):
                 embedded = self.network(batch.pixels, batch.ids, batch.mask)
@@ -133,46 +141,6 @@ class ContrastiveTrainee:
                 (loss * share).backward()
         padding = 1 - float(batch.mask.float().mean())
         return {"loss": float(loss.detach()), "scale": float(scale.detach()), "padding": padding}
-
-    def _backward_in_parts(
-        self, batch: Batch, share: float, exchange: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The whole batch's gradient with the memory of one part (GradCache, arXiv 2101.06983).
-
-        Every part is embedded twice: without a graph, to make the loss and its gradient at the
-        embeddings; and with one, under the same random numbers, to carry that gradient on. A part
-        holds pictures and texts, so that each call uses all of the network, as DDP wants.
-        """
-        parts = _parts(batch, self._micro_size)
-        states, embedded = [], []
-        with torch.no_grad():
-            for part in parts:
-                states.append(random_state())
-                embedded.append(self.network(*part))
-        whole = Embedded(
-            torch.cat([each.images for each in embedded]).requires_grad_(),
-            torch.cat([each.texts for each in embedded]).requires_grad_(),
-            embedded[0].scale.requires_grad_(),
-            embedded[0].bias.requires_grad_(),
-        )
-        loss = self.loss_of(batch, whole)
-        (loss * share).backward()
-        images = whole.images.grad.split([len(each.images) for each in embedded])
-        texts = whole.texts.grad.split([len(each.texts) for each in embedded])
-        for number, (part, state) in enumerate(zip(parts, states, strict=True)):
-            last = number == len(parts) - 1
-            set_random_state(state)
-            with exchanging(self.network, exchange and last):
-                again = self.network(*part)
-                carried = (again.images * images[number]).sum() + (
-                    again.texts * texts[number]
-                ).sum()
-                if last:
-                    carried = carried + again.scale * whole.scale.grad
-                    if whole.bias.grad is not None:
-                        carried = carried + again.bias * whole.bias.grad
-                carried.backward()
-        return loss, whole.scale
 
     def updated(self) -> None:
         """Cut the scale off at its largest."""
@@ -229,5 +197,8 @@ def _parts(batch: Batch, size: int) -> list[tuple[Any, Tensor, Tensor]]:
 def _split(pixels: Any, count: int) -> list[Any]:
     if isinstance(pixels, PatchBatch):
         columns = (pixels.patches, pixels.mask, pixels.shapes)
-        return [PatchBatch(*each) for each in zip(*(c.tensor_split(count) for c in columns))]
+        return [
+            PatchBatch(*each)
+            for each in zip(*(c.tensor_split(count) for c in columns), strict=True)
+        ]
     return list(pixels.tensor_split(count))
