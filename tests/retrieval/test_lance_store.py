@@ -107,6 +107,18 @@ def test_an_index_that_does_not_find_enough_is_not_used(
     assert [hit.id for hit in store.search(query, limit=10)] == [f"item-{i}" for i in best]
 
 
+def test_pictures_that_are_alike_make_an_index_without_complaint(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Lance warns of every partition that stays empty, past Python, to standard error."""
+    monkeypatch.setattr(lance_index, "MIN_ROWS", 500)
+    store = LanceStore(folder, DIMENSION, exact_bytes=0)
+    few = unit_vectors(4, seed=3)
+    store.insert([record(f"item-{i}", few[i % 4], moment=i) for i in range(600)])
+    assert store.tidy()
+    assert capfd.readouterr().err == ""
+
+
 def test_a_filter_that_points_away_from_the_query(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

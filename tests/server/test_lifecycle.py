@@ -19,6 +19,7 @@ import pytest
 
 from chiasm.errors import ConfigurationError, DownloadFailed
 from chiasm.retrieval import embedder as embedders
+from chiasm.retrieval import library
 from chiasm.server import create_app, run, runtime
 from tests.server.conftest import ColourEmbedder, LiveServer, error_of, make_settings
 
@@ -80,6 +81,35 @@ def test_health_answers_at_once_and_requests_wait(
         assert early.result().status_code == 200
         ready_in_the_end(client)
         assert client.get("/readyz").json() == {"status": "ready", "model": "colours"}
+
+
+def test_embeddings_do_not_wait_for_the_collections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = threading.Event()
+    whole = library.Library
+
+    def open_slowly(*args: Any, **kwargs: Any) -> library.Library:
+        opened.wait(100)
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(library, "Library", open_slowly)
+    with (
+        StartingServer(create_app(make_settings(tmp_path), embedder=ColourEmbedder())) as live,
+        httpx.Client(base_url=live.url, timeout=60) as client,
+        ThreadPoolExecutor() as threads,
+    ):
+        response = client.post("/v1/embeddings", json={"input": "red", "model": "colours"})
+        assert response.status_code == 200
+        assert client.get("/v1/models/colours").json()["dimension"] == 64
+        body = wait_until(lambda: client.get("/readyz"), "collections").json()
+        assert body["status"] == "starting"
+        early = threads.submit(client.get, "/v1/collections")
+        time.sleep(0.2)
+        assert not early.done()
+        opened.set()
+        assert early.result().json()["data"] == []
+        ready_in_the_end(client)
 
 
 def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

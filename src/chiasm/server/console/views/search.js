@@ -128,7 +128,7 @@ function Answer({ hits, status, ranked, more, error, loadMore, retry, name, empt
       busy=${status === "loading"}
       current=${current}
       onCurrent=${onCurrent}
-      label=${ranked ? "Pictures found, best first" : `Pictures in ${name}`}
+      label=${ranked ? "Pictures found, best first" : `Pictures in ${name}, newest first`}
     />
     ${more !== null && html`<${More} onReach=${loadMore} busy=${status === "more"} />`}`;
 }
