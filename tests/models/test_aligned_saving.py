@@ -114,7 +114,8 @@ def test_trained_adapters_come_back_and_do_what_they_say(tmp_path: Path) -> None
     with torch.inference_mode():
         described = aligned.summary(network(plain).image_tower, pictures()).double().numpy()
     standard = (described - weights["image_head.mean"]) / weights["image_head.deviation"]
-    residual = np.clip(standard, -6, 6) @ weights["image_head.adapter.weight"].T
+    unit = np.clip(standard, -6, 6) / np.sqrt(3344)
+    residual = unit @ weights["image_head.adapter.weight"].T
     images, texts = outputs(plain)
     tuned_images, tuned_texts = outputs(loaded)
     np.testing.assert_allclose((tuned_images - images).numpy(), residual, atol=1e-4)

@@ -90,7 +90,11 @@ class ImageHead(nn.Module):
         probabilities = (logits / self.class_temperature).softmax(dim=-1)
         named = probabilities @ self.class_embeddings  # [batch, dimension]
         embedding: Tensor = self.answers(nearness) + self.class_share * named
-        return embedding if self.adapter is None else embedding + self.adapter(standard)
+        if self.adapter is None:
+            return embedding
+        # Brought to about unit length, as a sentence is: one learning rate then suits both heads.
+        residual: Tensor = self.adapter(standard / standard.shape[1] ** 0.5)
+        return embedding + residual
 
     def standardised(self, summary: Tensor) -> Tensor:
         """Every value in deviations from its mean: [batch, values] → [batch, values]."""
