@@ -7,14 +7,11 @@ writes, one writer at a time. `add` is the three in a row.
 
 from __future__ import annotations
 
-import json
 import logging
-import re
-import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,12 +29,18 @@ from chiasm.media import Image
 from chiasm.media.decode import open_image
 from chiasm.media.encode import encode_jpeg
 from chiasm.media.limits import Limits
-from chiasm.media.perceptual_hash import perceptual_hash
-from chiasm.media.transform import thumbnail
 from chiasm.retrieval import filters
 from chiasm.retrieval.duplicates import Candidate, NearDuplicates, Verdict, examine
 from chiasm.retrieval.embedder import Embedder
 from chiasm.retrieval.pictures import PictureFiles
+from chiasm.retrieval.prepared import (
+    PICTURE_QUALITY,
+    Prepared,
+    check_words,
+    id_of,
+    prepare,
+    record_of,
+)
 from chiasm.retrieval.store import (
     Added,
     Item,
@@ -48,43 +51,16 @@ from chiasm.retrieval.store import (
     SearchResult,
     Store,
     Vectors,
-    timestamp,
 )
 
 if TYPE_CHECKING:
     from chiasm.retrieval.library import CollectionInfo
 
-THUMBNAIL_SIDE = 384
 MAX_LIMIT = 1000
 
-_THUMBNAIL_QUALITY = 82
-_PICTURE_QUALITY = 92
-_MAX_ITEM_BYTES = 1024 * 1024
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _COMMITS_BETWEEN_TIDYING = 16
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What is kept of a picture, before its vector is known.
-
-    picture: the full picture as a file's bytes, where the collection keeps it.
-    replaces: the item that it succeeds, for a file that changed.
-    """
-
-    new: NewItem
-    digest: str
-    perceptual_hash: int
-    thumbnail: bytes
-    picture: bytes | None
-    replaces: Item | None = None
-
-    def without_pixels(self) -> Prepared:
-        """The same, holding no more memory than it must once the vector is known."""
-        stub = Image(np.zeros((1, 1, 3), np.uint8), self.new.image.original_size)
-        return replace(self, new=replace(self.new, image=stub))
 
 
 class Collection:
@@ -137,16 +113,7 @@ class Collection:
 
     def prepare(self, new: NewItem, *, replaces: Item | None = None) -> Prepared:
         """Check an item and make its thumbnail, its hash and its digest. InvalidRequest."""
-        _check(new)
-        small = thumbnail(new.image, THUMBNAIL_SIDE)
-        return Prepared(
-            new=new,
-            digest=new.image.digest,
-            perceptual_hash=perceptual_hash(new.image),
-            thumbnail=encode_jpeg(small, quality=_THUMBNAIL_QUALITY),
-            picture=None if new.file else encode_jpeg(new.image, quality=_PICTURE_QUALITY),
-            replaces=replaces,
-        )
+        return prepare(new, replaces=replaces)
 
     def commit(
         self,
@@ -160,7 +127,7 @@ class Collection:
         A file that changed always takes the place of its item, even where it now looks like
         another one.
         """
-        ids = [_id_of(one) for one in prepared]
+        ids = [id_of(one) for one in prepared]
         self._check_ids_differ(ids)
         with self.store.writing():
             self._check_ids_are_free(prepared)
@@ -168,7 +135,7 @@ class Collection:
                 Candidate(
                     id=id,
                     digest=one.digest,
-                    file_digest=_file_digest(one.new),
+                    file_digest=one.file_digest,
                     perceptual_hash=one.perceptual_hash,
                     vector=vector,
                     replaces=one.replaces.id if one.replaces else None,
@@ -209,7 +176,7 @@ class Collection:
                 )
                 added.append(Added(verdict.of or id, kind, verdict.of, stored=False))
                 continue
-            records.append(_record(id, one, vector, verdict.of, moment + len(records)))
+            records.append(record_of(id, one, vector, verdict.of, moment + len(records)))
             if one.replaces is not None:
                 added.append(Added(id, "updated", verdict.of))
             else:
@@ -262,7 +229,7 @@ class Collection:
         self, id: str, *, text: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> Item:
         """Replace the text, the metadata (as a whole), or both. ItemNotFound, InvalidRequest."""
-        _check_words(text or "", metadata or {})
+        check_words(text or "", metadata or {})
         return self.store.update(id, text=text, metadata=metadata)
 
     def delete(self, ids: Sequence[str] | str) -> list[str]:
@@ -303,7 +270,7 @@ class Collection:
         path = Path(item.source)
         if not path.is_file():
             return None
-        return encode_jpeg(open_image(path, limits=self._limits), quality=_PICTURE_QUALITY)
+        return encode_jpeg(open_image(path, limits=self._limits), quality=PICTURE_QUALITY)
 
     def known_files(self) -> dict[str, KnownFile]:
         """By path: the items that were indexed from files."""
@@ -394,91 +361,6 @@ class Collection:
 
     def _missing(self, id: str) -> ItemNotFound:
         return ItemNotFound(f"There is no item {id!r} in the collection {self.name!r}.", param="id")
-
-
-def _record(
-    id: str, one: Prepared, vector: Vectors, duplicate_of: str | None, moment: int
-) -> Record:
-    width, height = one.new.image.original_size
-    file = one.new.file
-    item = Item(
-        id=id,
-        digest=one.digest,
-        source=_source(one.new),
-        text=one.new.text,
-        metadata=one.new.metadata,
-        width=width,
-        height=height,
-        added_at=one.replaces.added_at if one.replaces else timestamp(moment),
-        duplicate_of=duplicate_of,
-    )
-    return Record(
-        item=item,
-        vector=vector,
-        thumbnail=one.thumbnail,
-        perceptual_hash=one.perceptual_hash,
-        picture="source" if file else "stored",
-        file_digest=_file_digest(one.new),
-        file_size=file.size if file else 0,
-        file_mtime_ns=file.mtime_ns if file else 0,
-    )
-
-
-def _id_of(one: Prepared) -> str:
-    if one.replaces is not None:
-        return one.replaces.id
-    # Ids made here sort by time, which keeps a listing of files or logs readable.
-    return one.new.id or f"{time.time_ns() // 1000:013x}{secrets.token_hex(5)}"
-
-
-def _file_digest(new: NewItem) -> str:
-    return new.file.digest if new.file else new.file_digest
-
-
-def _check(new: NewItem) -> None:
-    if new.id is not None and not _ID.fullmatch(new.id):
-        raise InvalidRequest(
-            f"{new.id!r} cannot be an item's id.",
-            hint="Use 1 to 128 letters, digits and . _ : - and begin with a letter or a digit.",
-            param="id",
-        )
-    for what, words in (("source", _source(new)), ("text", new.text)):
-        try:
-            words.encode()
-        except UnicodeEncodeError:
-            raise InvalidRequest(
-                f"The {what} is not valid Unicode: {_printable(words)[:200]}.", param=what
-            ) from None
-    _check_words(new.text, new.metadata)
-
-
-def _source(new: NewItem) -> str:
-    return str(new.file.path) if new.file else new.source
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _check_words(text: str, metadata: Mapping[str, Any]) -> None:
-    try:
-        # Not as ASCII: half of a surrogate pair cannot be written as UTF-8, and is refused here.
-        encoded = json.dumps(metadata, allow_nan=False, ensure_ascii=False).encode()
-        whole = isinstance(metadata, Mapping) and json.loads(encoded) == dict(metadata)
-        size = len(encoded) + len(text.encode())
-    except (TypeError, ValueError, RecursionError):
-        whole, size = False, 0
-    if not whole:
-        raise InvalidRequest(
-            "Metadata must be a JSON object (texts, finite numbers, true, false, null, lists, "
-            "objects with texts as keys).",
-            param="metadata",
-        )
-    if size > _MAX_ITEM_BYTES:
-        raise InvalidRequest(
-            f"Text and metadata of one item take {size:,} bytes; {_MAX_ITEM_BYTES:,} are allowed.",
-            param="metadata",
-        )
 
 
 def _check_range(limit: int, offset: int) -> None:

@@ -29,8 +29,9 @@ from chiasm.media.folder import find_images
 from chiasm.media.limits import Limits
 from chiasm.media.transform import thumbnail
 from chiasm.retrieval.captions import Caption, Captions, read_captions
-from chiasm.retrieval.collection import THUMBNAIL_SIDE, Collection, Prepared
+from chiasm.retrieval.collection import Collection
 from chiasm.retrieval.duplicates import NearDuplicates
+from chiasm.retrieval.prepared import THUMBNAIL_SIDE, Prepared
 from chiasm.retrieval.store import Added, Item, KnownFile, NewItem, SourceFile, Vectors
 from chiasm.settings import Settings
 

@@ -1,4 +1,4 @@
-"""The approximate index of a collection too large for exact search in memory.
+"""The approximate index of a collection too large for exact search in memory, and its search.
 
 An index is used only after it has been asked: for a sample of the collection's own vectors its
 ten nearest neighbours must be, on average, at least 95 % of those that exact search finds. More
@@ -17,8 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from chiasm.retrieval.exact import Rows
+from chiasm.retrieval.filters import Mask
 from chiasm.retrieval.lance import IvfRq
-from chiasm.retrieval.resident import vectors_of
+from chiasm.retrieval.lance_rows import vectors_on_disk
+from chiasm.retrieval.resident import ResidentRows, vectors_of
 from chiasm.retrieval.store import Vectors
 
 RECALL = 0.95
@@ -85,6 +88,57 @@ def build(table: Any, folder: Path, dimension: int) -> Plan:
     partial.write_text(json.dumps(asdict(plan)))
     os.replace(partial, folder / _PLAN)  # noqa: PTH105 (the atomic one, by its own name)
     return plan
+
+
+def search(
+    table: Any,
+    folder: Path,
+    rows: ResidentRows,
+    vector: Vectors,
+    wanted: int,
+    mask: Mask | None,
+    *,
+    size: int,
+) -> tuple[Rows, Vectors]:
+    """The nearest rows and their cosines, by the index where it passed its test, else flat.
+
+    A filter is applied to what comes back, and how many to ask for follows from the share of
+    rows that satisfy it. Where few rows do, those are compared exactly. Where too few came
+    back, because the filter and the query point to different places, more are asked for, at
+    last all. mask: bool [size]. Rows from `size` on came after the mask was made.
+    """
+    living = rows.living
+    matching = living if mask is None else int(np.count_nonzero(mask))
+    wanted = min(wanted, matching)
+    if wanted == 0:
+        return np.empty(0, np.int64), np.empty(0, np.float32)
+    asked = wanted
+    if mask is not None:
+        if matching <= GATHER_ROWS:
+            return _compare(table, rows, vector, wanted, np.flatnonzero(mask))
+        asked = min(living, int(wanted * living / matching * 1.5) + 16)
+    plan = read_plan(folder)
+    while True:
+        found = query(table, vector, asked, plan)
+        numbers = [rows.row_of.get(id, -1) for id in found["id"].to_pylist()]
+        candidates = np.array(numbers, np.int64)
+        scores = 1.0 - found["_distance"].to_numpy()
+        candidates[candidates >= size] = -1
+        kept = candidates >= 0
+        if mask is not None:
+            kept &= mask[candidates]
+        if np.count_nonzero(kept) >= wanted or asked >= living:
+            return candidates[kept][:wanted], scores[kept][:wanted].astype(np.float32)
+        plan = None if asked >= GATHER_ROWS else plan
+        asked = min(living, asked * 8)
+
+
+def _compare(
+    table: Any, rows: ResidentRows, vector: Vectors, wanted: int, candidates: Rows
+) -> tuple[Rows, Vectors]:
+    scores = vectors_on_disk(table, rows, candidates) @ vector
+    best = np.lexsort((candidates, -scores))[:wanted]
+    return candidates[best], scores[best]
 
 
 def query(table: Any, vector: Vectors, limit: int, plan: Plan | None) -> pa.Table:

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from chiasm.errors import (
@@ -39,10 +38,11 @@ from chiasm.errors import (
     StoreError,
 )
 from chiasm.retrieval import lance_index
-from chiasm.retrieval.exact import BYTES_PER_NUMBER, Rows
+from chiasm.retrieval.exact import BYTES_PER_NUMBER
 from chiasm.retrieval.file_lock import FileLock
-from chiasm.retrieval.filters import Filter, Mask
+from chiasm.retrieval.filters import Filter
 from chiasm.retrieval.lance import lancedb
+from chiasm.retrieval.lance_rows import apply_changes, load, quoted, vectors_on_disk
 from chiasm.retrieval.lance_table import (
     CLOCK_TICK_NS,
     TABLE,
@@ -52,14 +52,12 @@ from chiasm.retrieval.lance_table import (
     sync_since,
     to_arrow,
 )
-from chiasm.retrieval.resident import SCALARS, ResidentRows, vectors_of
+from chiasm.retrieval.resident import ResidentRows
 from chiasm.retrieval.store import Hit, Item, KnownFile, Page, Record, Vectors, microseconds
 
 LOCK = "lock"
 EXACT_BYTES = 512 * 1024 * 1024
 
-_BATCH_ROWS = 8192
-_TAKE_ROWS = 8192
 _COMMIT_ATTEMPTS = 8
 # Blank pages are alike by the thousand; the nearest few decide.
 _MANY_ALIKE = 16
@@ -139,7 +137,7 @@ class LanceStore:
         with self.writing():
             self._require([id])
             if len(values) > 1:
-                where = f"id = {_quoted(id)}"
+                where = f"id = {quoted(id)}"
                 self._commit(lambda: self._table.update(where=where, values=values))
             return self.get([id])[id]
 
@@ -148,7 +146,7 @@ class LanceStore:
         with self.writing():
             there = list(self.get(ids))
             for start in range(0, len(there), 1000):
-                listed = ", ".join(_quoted(id) for id in there[start : start + 1000])
+                listed = ", ".join(quoted(id) for id in there[start : start + 1000])
                 self._commit(lambda listed=listed: self._table.delete(f"id IN ({listed})"))
             return there
 
@@ -238,7 +236,10 @@ class LanceStore:
         if view is not None:
             found, scores = view.search(vector, wanted, mask)
         else:
-            found, scores = self._search_disk(rows, size, vector, wanted, mask)
+            with self._errors("be read"):
+                found, scores = lance_index.search(
+                    self._table, self._folder, rows, vector, wanted, mask, size=size
+                )
         return [
             Hit(rows.item(int(row)), float(score))
             for row, score in zip(found[offset:], scores[offset:], strict=True)
@@ -251,7 +252,8 @@ class LanceStore:
             numbers = np.array([rows.row_of[id] for id in ids], np.int64)
             if rows.exact is not None:
                 return rows.exact.view().gather(numbers)
-            return self._vectors_on_disk(rows, numbers)
+            with self._errors("be read"):
+                return vectors_on_disk(self._table, rows, numbers)
 
     def thumbnail(self, id: str) -> bytes:
         """JPEG bytes."""
@@ -262,7 +264,7 @@ class LanceStore:
         with self._errors("be read"):
             found = self._table.take_row_ids([place]).select(["stamp", "thumbnail"]).to_arrow()
             if found["stamp"].to_pylist() != [stamp]:  # compacted since, by another process
-                search = self._table.search().where(f"id = {_quoted(id)}")
+                search = self._table.search().where(f"id = {quoted(id)}")
                 found = search.select(["stamp", "thumbnail"]).limit(1).to_arrow()
         if found.num_rows == 0:
             raise self._missing(id)
@@ -333,39 +335,10 @@ class LanceStore:
         if fits != (rows.exact is not None) or rows.dead > max(1024, len(rows) // 2):
             rows = ResidentRows(self.dimension, with_vectors=fits)
         if len(rows) == 0:
-            self._load(rows)
+            load(self._table, rows)
         else:
-            self._apply_changes(rows)
+            apply_changes(self._table, rows)
         self._rows = rows
-
-    def _load(self, rows: ResidentRows) -> None:
-        names = [*SCALARS, *(["vector"] if rows.exact is not None else [])]
-        query = self._table.search().select(names).with_row_id(True).limit(None)
-        for batch in query.to_batches(_BATCH_ROWS):
-            rows.append(batch)
-
-    def _apply_changes(self, rows: ResidentRows) -> None:
-        query = self._table.search().select(["stamp"]).with_row_id(True).limit(None)
-        batches = list(query.to_batches(65_536))
-        stamps = _joined(batches, "stamp", np.int64)  # [rows now]
-        places = _joined(batches, "_rowid", np.uint64)
-        order = np.argsort(rows.stamps, kind="stable")
-        known = rows.stamps[order]
-        slot = np.minimum(np.searchsorted(known, stamps), len(known) - 1)
-        old = known[slot] == stamps
-        still = order[slot[old]]
-        gone = rows.alive.copy()
-        gone[still] = False
-        rows.bury(np.flatnonzero(gone))
-        rows.move(still, places[old])
-        names = [*SCALARS, *(["vector"] if rows.exact is not None else [])]
-        for batch in self._take(places[~old], names):
-            rows.append(batch)
-
-    def _take(self, places: npt.NDArray[np.uint64], names: list[str]) -> Iterator[pa.RecordBatch]:
-        for start in range(0, len(places), _TAKE_ROWS):
-            query = self._table.take_row_ids(places[start : start + _TAKE_ROWS].tolist())
-            yield from query.select(names).with_row_id().to_arrow().combine_chunks().to_batches()
 
     def _append_own(self, table: pa.Table, before: int) -> None:
         """After an insert of ours, where nobody else wrote: no need to read it back.
@@ -388,70 +361,7 @@ class LanceStore:
                 rows.append(batch)
             self._version = before + 1
 
-    # Above the memory budget --------------------------------------------------------------------
-
-    def _search_disk(
-        self, rows: ResidentRows, size: int, vector: Vectors, wanted: int, mask: Mask | None
-    ) -> tuple[Rows, Vectors]:
-        """Search through Lance, by the index where it passed its test, else flat.
-
-        A filter is applied to what comes back, and how many to ask for follows from the share of
-        rows that satisfy it. Where few rows do, those are compared exactly. Where too few came
-        back, because the filter and the query point to different places, more are asked for, at
-        last all. Rows from `size` on came after the mask was made.
-        """
-        living = rows.living
-        matching = living if mask is None else int(np.count_nonzero(mask))
-        wanted = min(wanted, matching)
-        if wanted == 0:
-            return np.empty(0, np.int64), np.empty(0, np.float32)
-        asked = wanted
-        if mask is not None:
-            if matching <= lance_index.GATHER_ROWS:
-                return self._compare(rows, vector, wanted, np.flatnonzero(mask))
-            asked = min(living, int(wanted * living / matching * 1.5) + 16)
-        plan = lance_index.read_plan(self._folder)
-        while True:
-            with self._errors("be read"):
-                found = lance_index.query(self._table, vector, asked, plan)
-            numbers = [rows.row_of.get(id, -1) for id in found["id"].to_pylist()]
-            candidates = np.array(numbers, np.int64)
-            scores = 1.0 - found["_distance"].to_numpy()
-            candidates[candidates >= size] = -1
-            kept = candidates >= 0
-            if mask is not None:
-                kept &= mask[candidates]
-            if np.count_nonzero(kept) >= wanted or asked >= living:
-                return candidates[kept][:wanted], scores[kept][:wanted].astype(np.float32)
-            plan = None if asked >= lance_index.GATHER_ROWS else plan
-            asked = min(living, asked * 8)
-
-    def _compare(
-        self, rows: ResidentRows, vector: Vectors, wanted: int, candidates: Rows
-    ) -> tuple[Rows, Vectors]:
-        scores = self._vectors_on_disk(rows, candidates) @ vector
-        best = np.lexsort((candidates, -scores))[:wanted]
-        return candidates[best], scores[best]
-
-    def _vectors_on_disk(self, rows: ResidentRows, numbers: Rows) -> Vectors:
-        vectors = np.zeros((len(numbers), self.dimension), np.float32)
-        slot_of = {int(stamp): slot for slot, stamp in enumerate(rows.stamps[numbers])}
-        missing = set(range(len(numbers)))
-        with self._errors("be read"):
-            for batch in self._take(rows.row_ids[numbers], ["stamp", "vector"]):
-                slots = [slot_of.get(stamp, -1) for stamp in batch.column("stamp").to_pylist()]
-                kept = np.array(slots) >= 0
-                vectors[np.array(slots)[kept]] = vectors_of(batch.column("vector"))[kept]
-                for slot in slots:
-                    missing.discard(slot)
-            if missing:  # compacted since
-                slot_of_id = {rows.item(int(numbers[slot])).id: slot for slot in missing}
-                listed = ", ".join(map(_quoted, slot_of_id))
-                query = self._table.search().where(f"id IN ({listed})").select(["id", "vector"])
-                for batch in query.limit(None).to_batches(_BATCH_ROWS):
-                    slots = [slot_of_id[id] for id in batch.column("id").to_pylist()]
-                    vectors[slots] = vectors_of(batch.column("vector"))
-        return vectors
+    # Maintenance --------------------------------------------------------------------------------
 
     def tidy(self) -> bool:
         """Compact when single writes have piled up; build the index where memory does not do."""
@@ -523,12 +433,3 @@ class LanceStore:
 
     def _gone(self) -> CollectionNotFound:
         return CollectionNotFound(f"There is no collection {self._name!r} any more.")
-
-
-def _joined(batches: Sequence[pa.RecordBatch], name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    empty = np.empty(0, dtype)
-    return np.concatenate([empty, *(batch.column(name).to_numpy() for batch in batches)])
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -70,6 +70,7 @@ class ResidentRows:
     """The rows of one collection in memory. Not locked: the store does that."""
 
     def __init__(self, dimension: int, *, with_vectors: bool) -> None:
+        self.dimension = dimension
         self.exact = ExactVectors(dimension) if with_vectors else None
         self.row_of: dict[str, int] = {}
         self.dead = 0
