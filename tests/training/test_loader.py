@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -33,11 +38,13 @@ from chiasm.media.limits import Limits
 from chiasm.models.patches import PatchBatch
 from chiasm.models.preprocess import NaFlexPreprocessor
 from chiasm.training import decoding
+from chiasm.training.ahead import Ahead
 from chiasm.training.augment import Augmentation, apply, draw
 from chiasm.training.data_recipe import DataRecipe
 from chiasm.training.loader import Loader, open_loader
 from chiasm.training.samples import Batch
 
+INTERRUPTED = Path(__file__).with_name("interrupted_loader.py")
 SMALL = {"shuffle_buffer": 16, "bucket_batches": 2, "threads": 2}
 
 
@@ -610,3 +617,53 @@ def test_an_unexpected_error_reaches_the_caller(
     monkeypatch.setattr(decoding, "open_image", fail)
     with pytest.raises(Exception, match="boom"):
         take(loader(shards, workers=workers), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupt_ends_the_process_at_once(shards: Path, workers: int) -> None:
+    """Ctrl-C goes to all processes of a terminal's group."""
+    process = subprocess.Popen(
+        [sys.executable, str(INTERRUPTED), str(shards), str(workers)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for _ in range(5):
+        process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in (1, -signal.SIGINT)
+    assert "KeyboardInterrupt" in said
+
+
+def test_keys_that_repeat_across_shards_join_nothing(tmp_path: Path) -> None:
+    """Unless a duplicate names one, a key says nothing about what a picture is of."""
+    for shard in range(2):
+        files = {"0.jpg": picture(shard), "0.txt": caption(shard).encode()}
+        write_tar(tmp_path / f"{shard}.tar", [files])
+    [batch] = take(loader(tmp_path, batch_size=2), 1)
+    assert batch.keys == ("0", "0")
+    assert len(set(batch.image_groups.tolist())) == 2
+
+
+def test_reading_ahead_stops_at_its_bound() -> None:
+    """No more is begun than there is room for: a block of shards can be half a gigabyte."""
+    begun: list[int] = []
+
+    def items() -> Any:
+        for number in range(100):
+            begun.append(number)
+            yield number
+
+    ahead = Ahead(items(), 2)
+    assert next(ahead) == 0
+    deadline = time.monotonic() + 10
+    while len(begun) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)  # more would come now, if it did
+    assert begun == [0, 1, 2]
+    assert list(ahead) == list(range(1, 100))
+    ahead.close()

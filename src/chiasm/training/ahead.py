@@ -21,7 +21,7 @@ class Ahead(Generic[T]):
     """
 
     def __init__(self, items: Iterator[T], size: int) -> None:
-        """size: items that may be ready at a time."""
+        """size: items that may be ready at a time. The next one is begun when there is room."""
         self._shared: _Shared[T] = _Shared(size)
         thread = threading.Thread(
             target=_run, args=(items, self._shared), daemon=True, name="chiasm-data"
@@ -50,14 +50,17 @@ class _Shared(Generic[T]):
         self._ended = False
         self._closed = False
 
-    def put(self, item: T) -> bool:
-        """Wait for room. False: nobody reads any more."""
+    def room(self) -> bool:
+        """Wait for it. False: nobody reads any more."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._ready) < self._size)
+            return not self._closed
+
+    def put(self, item: T) -> None:
+        with self._changed:
             if not self._closed:
                 self._ready.append(item)
                 self._changed.notify_all()
-            return not self._closed
 
     def take(self) -> T:
         with self._changed:
@@ -86,10 +89,11 @@ class _Shared(Generic[T]):
 def _run(items: Iterator[T], shared: _Shared[T]) -> None:
     error: BaseException | None = None
     try:
-        for item in items:
-            if not shared.put(item):
+        while shared.room():
+            try:
+                shared.put(next(items))
+            except StopIteration:
                 break
-            del item  # or it would be kept while the next one is made
     except BaseException as raised:  # carried over to the reader
         error = raised
     finally:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,11 @@ class Found:
 
 def caption_names(fields: Fields, names: Iterable[str]) -> list[str]:
     """Those of `names` that hold captions. Numbered ones go with the first kind that is there."""
+    return _caption_names(fields, tuple(names))
+
+
+@lru_cache(maxsize=256)  # asked for every row, and rows have the same names
+def _caption_names(fields: Fields, names: tuple[str, ...]) -> list[str]:
     if fields.captions is not None:
         return [name for name in fields.captions if name in names]
     found = [name for name in names if _CAPTION.fullmatch(name)]

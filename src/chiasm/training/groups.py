@@ -65,6 +65,27 @@ def enter(
     return Entry(sample, place, ordinal, chosen, negatives)
 
 
+def together(entries: Sequence[Entry], size: int) -> list[Entry]:
+    """The entries with those of one group beside each other, `size` at a time.
+
+    Those that are left over of their group, or have none, come last. Otherwise the order stays: of
+    each run, the one in which its last entry came.
+    """
+    waiting: dict[str, list[Entry]] = {}
+    runs: list[Entry] = []
+    for entry in entries:
+        group = entry.sample.group
+        if group is None:
+            waiting.setdefault(f"no group {len(waiting)}", []).append(entry)
+            continue
+        run = waiting.setdefault(f"group {group}", [])
+        run.append(entry)
+        if len(run) == size:
+            runs += run
+            del waiting[f"group {group}"]
+    return runs + [entry for run in waiting.values() for entry in run]
+
+
 def sample_chance(purpose: str, seed: int, epoch: int, sample: Sample) -> random.Random:
     """Random numbers of one sample in one epoch: the same whatever was read before it."""
     place = f"{seed} {epoch} {sample.unit} {sample.position}"
@@ -148,6 +169,8 @@ def _groups(entries: Sequence[Entry]) -> list[int]:
             mark = above
         return mark
 
+    # A key counts only where a duplicate names it: keys of foreign shards need not be unique.
+    named = {entry.sample.duplicate_of for entry in entries}
     primaries = []
     for entry in entries:
         sample = entry.sample
@@ -155,7 +178,8 @@ def _groups(entries: Sequence[Entry]) -> list[int]:
         if sample.group is not None:
             marks.insert(0, identifier("group", sample.group))
         primaries.append(marks[0])
-        marks.append(identifier("key", sample.key))
+        if sample.key in named:
+            marks.append(identifier("key", sample.key))
         if sample.duplicate_of is not None:
             marks.append(identifier("key", sample.duplicate_of))
         for mark in marks[1:]:

@@ -43,7 +43,7 @@ from chiasm.training.sources import Source, open_source
 _FORMAT = 1
 # What changes the order in which samples come, besides the seed.
 _ORDER = (
-    "shuffle", "shuffle_buffer", "shuffle_megabytes", "bucket_batches", "captions",
+    "shuffle", "shuffle_buffer", "shuffle_megabytes", "bucket_batches", "per_group", "captions",
     "hard_negatives", "leave_out",
 )  # fmt: skip
 
@@ -266,7 +266,7 @@ class Loader:
         )
 
     def _read_here(self) -> Iterator[tuple[int, Batch, State]]:
-        threads = self.recipe.threads or len(os.sched_getaffinity(0))
+        threads = self.recipe.threads or _cores()
         batches = self._reader(0, threads).batches(self._states[0])
         ahead = Ahead(batches, self.recipe.prefetch)
         try:
@@ -328,6 +328,13 @@ def _portable(error: ChiasmError) -> ChiasmError:
     carried = kind(str(error))
     carried.__cause__ = None
     return carried
+
+
+def _cores() -> int:
+    """That this process may use, where the system says so."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _unchanged(found: Any) -> Any:
