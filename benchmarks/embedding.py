@@ -24,35 +24,7 @@ import torch
 from torch import Tensor
 
 from chiasm.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
-from chiasm.models.layout import Layout, Names, under
-
-BLOCK: dict[str, Names] = {
-    "norm1": "ln_1",
-    "attention.qkv.weight": "attn.in_proj_weight",
-    "attention.qkv.bias": "attn.in_proj_bias",
-    "attention.out": "attn.out_proj",
-    "norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
-OPEN_CLIP = Layout(
-    rows={
-        "logit_scale": "logit_scale",
-        "image_projection.weight": "visual.proj",
-        "text_projection.weight": "text_projection",
-        "image_tower.class_token": "visual.class_embedding",
-        "image_tower.position_embedding": "visual.positional_embedding",
-        "image_tower.patch_embedding": "visual.conv1",
-        "image_tower.pre_norm": "visual.ln_pre",
-        "image_tower.norm": "visual.ln_post",
-        "text_tower.embedding.token": "token_embedding",
-        "text_tower.embedding.position.weight": "positional_embedding",
-        "text_tower.norm": "ln_final",
-        **under("image_tower.blocks.{}", "visual.transformer.resblocks.{}", BLOCK),
-        **under("text_tower.blocks.{}", "transformer.resblocks.{}", BLOCK),
-    }
-)
-TRANSPOSED = ("visual.proj", "text_projection")
+from chiasm.training.open_clip_layout import clip_tensors
 
 SUBJECTS = ["a cat", "two brown dogs", "an orange motorcycle", "a plate of pasta", "an old man"]
 PLACES = ["", "on a sofa", "in the park at sunset", "beside a lake with mountains behind it"]
@@ -190,10 +162,7 @@ def pair(open_clip: Any, act: str, name: str) -> tuple[CLIP, Any]:
             if parameter.ndim == 1:  # biases of zero would hide a wrong mapping
                 parameter.add_(0.02 * torch.randn_like(parameter))
     theirs = open_clip.create_model(name).eval()
-    tensors = OPEN_CLIP.write(ours.state_dict())
-    for key in TRANSPOSED:
-        tensors[key] = tensors[key].T
-    theirs.load_state_dict(tensors)
+    theirs.load_state_dict(clip_tensors(ours))
     return ours, theirs
 
 

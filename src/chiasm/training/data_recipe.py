@@ -50,6 +50,8 @@ class DataRecipe:
     shuffle_megabytes: bound on the memory of such a mix; there are up to two in each worker.
     bucket_batches: batches that are made together out of captions sorted by length, so that few
         tokens are padding; 1 does not sort beyond a batch.
+    per_group: samples of one group that come together into a batch, as far as a group has them;
+        a loss between pictures of one group needs 2. 1 does not look at groups.
     workers: processes that read and decode; 0 does it in threads of this process.
     threads: for decoding, when there are no workers; 0 for one a core.
     prefetch: batches that are ready before they are asked for; a worker each.
@@ -71,6 +73,7 @@ class DataRecipe:
     shuffle_buffer: Annotated[int, Field(ge=1)] = 4096
     shuffle_megabytes: Annotated[int, Field(ge=1)] = 512
     bucket_batches: Annotated[int, Field(ge=1)] = 8
+    per_group: Annotated[int, Field(ge=1)] = 1
     workers: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=0)] = 0
     prefetch: Annotated[int, Field(ge=1)] = 2

@@ -23,7 +23,7 @@ from chiasm.training.composing import Composer
 from chiasm.training.damage import Tally, reason_of
 from chiasm.training.data_recipe import DataRecipe
 from chiasm.training.decoding import Decoder, Decoding
-from chiasm.training.groups import Entry, assemble, carried, enter, tokenise
+from chiasm.training.groups import Entry, assemble, carried, enter, together, tokenise
 from chiasm.training.order import generator
 from chiasm.training.samples import Batch, Damage, TextTokenizer
 from chiasm.training.sources import Source
@@ -126,6 +126,8 @@ class _BlockWork:
         self._pool = pool
         self._before = carried(over)
         self._entries = [*over, *self._entered()]
+        if reader.recipe.per_group > 1:
+            self._entries = together(self._entries, reader.recipe.per_group)
         self._pixels: dict[int, Pixels] = {}
         self._broken: list[int] = []
         self.made = 0
@@ -162,11 +164,21 @@ class _BlockWork:
 
     def _composer(self) -> Composer:
         return Composer(
-            [entry.length for entry in self._entries],
+            self._lengths(),
             self._reader.batch_size,
             bucket_batches=self._reader.recipe.bucket_batches,
             chance=self._chance("batches") if self._reader.reading.shuffle else None,
         )
+
+    def _lengths(self) -> list[int]:
+        """By which batches are sorted: of neighbours that shall stay together, the longest."""
+        lengths = [entry.length for entry in self._entries]
+        size = self._reader.recipe.per_group
+        if size > 1:
+            for start in range(0, len(lengths), size):
+                run = slice(start, start + size)
+                lengths[run] = [max(lengths[run])] * len(lengths[run])
+        return lengths
 
     def _chance(self, purpose: str) -> Any:
         return generator(self._reader.reading.seed, *self._block.place.state(), purpose)
