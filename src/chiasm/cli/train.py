@@ -77,6 +77,10 @@ def clip(
     from chiasm.training.distributed import joined
 
     folder = output or Path("runs") / recipe.stem
+    if name is not None:
+        from chiasm.models import catalog
+
+        catalog.check_name(name)  # now, and not after hours of training
     with joined(settings.device) as world, stop_on_interrupt() as stop:
         with terminal.training_progress(wanted.loop.steps, shown=world.first) as watch:
             trained = train_contrastive(
@@ -86,6 +90,7 @@ def clip(
                 resume=resume,
                 cache_dir=settings.cache_dir,
                 offline=settings.offline,
+                catalogs=[settings.catalog],
                 watch=watch,
                 stop=stop,
             )

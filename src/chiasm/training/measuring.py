@@ -204,7 +204,7 @@ def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def _number(sample: Sample, numbers: Mapping[str, int], recipe: ZeroShotRecipe) -> int:
     """The class of a sample, whose label may be a class's name or its number."""
     label = sample.label
-    if label in numbers:
+    if label is not None and label in numbers:
         return numbers[label]
     if label is not None and label.isdecimal() and int(label) < len(numbers):
         return int(label)

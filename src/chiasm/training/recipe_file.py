@@ -137,7 +137,7 @@ def _sections(kind: type) -> dict[str, type]:
 
 def _shown(recipe: Any, path: str) -> Iterator[str]:
     meanings = _meanings(type(recipe))
-    inner = []
+    inner: list[tuple[str, Any]] = []
     for field in fields(recipe):
         value = getattr(recipe, field.name)
         if is_dataclass(value):

@@ -68,4 +68,4 @@ def _event_writer(folder: Path, step: int) -> Any:
         log.info("TensorBoard is not installed; metrics go to %s alone.", METRICS)
         return None
     # TensorBoard hides what an interrupted run wrote past this step.
-    return SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=step + 1)

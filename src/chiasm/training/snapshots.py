@@ -52,7 +52,7 @@ class Snapshot:
 
 def whole_weights(network: nn.Module) -> dict[str, Tensor]:
     """The network's tensors, whole, on the first rank's CPU. All ranks must call it."""
-    weights: dict[str, Tensor] = get_model_state_dict(network, options=_WHOLE)
+    weights: dict[str, Any] = get_model_state_dict(network, options=_WHOLE)
     return weights
 
 
@@ -79,7 +79,8 @@ def restore(network: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snap
             "here).",
             hint="Resume with the recipe that the run began with, or train into another folder.",
         )
-    set_model_state_dict(network, snapshot.model, options=StateDictOptions(full_state_dict=True))
+    weights: dict[str, Any] = dict(snapshot.model)
+    set_model_state_dict(network, weights, options=StateDictOptions(full_state_dict=True))
     set_optimizer_state_dict(
         network,
         optimizer,
@@ -144,7 +145,7 @@ def paths(folder: Path) -> list[Path]:
 
 def load_newest(folder: Path) -> tuple[Snapshot | None, list[Path]]:
     """The newest snapshot that can be read, and the newer ones that cannot."""
-    damaged = []
+    damaged: list[Path] = []
     for path in reversed(paths(folder)):
         try:
             return load(path), damaged

@@ -44,8 +44,7 @@ def begin(
         "catalogs": catalogs,
     }
     if recipe.start:
-        options = {"adapters": True} if recipe.adapters else {}
-        return checkpoint.load_dual_encoder(recipe.start, **places, **options)
+        return checkpoint.load_dual_encoder(recipe.start, adapters=recipe.adapters, **places)
     return _new(recipe, captions, kept, seed, places)
 
 
@@ -87,7 +86,8 @@ def _new(
     except UnsupportedCheckpoint as error:
         raise ConfigurationError(f"model.new: {error.message}", hint=error.hint) from None
     initialise(model)
-    return DualEncoderCheckpoint(model, _preprocessor(recipe, model), tokenizer, "new", "")
+    encoder: Any = model
+    return DualEncoderCheckpoint(encoder, _preprocessor(recipe, model), tokenizer, "new", "")
 
 
 def _learned(

@@ -50,13 +50,14 @@ class TwoTowers(nn.Module):
         self.own_bias = nn.Parameter(torch.tensor(-10.0)) if loss.kind == "sigmoid" else None
         if hasattr(model, "logit_bias"):
             self.own_bias = None
-            model.logit_bias.requires_grad_(loss.kind == "sigmoid")
+            self.model.logit_bias.requires_grad_(loss.kind == "sigmoid")
         self._autocast = torch.bfloat16 if precision == "bf16" else None
+        bias: Any = self.bias
         with torch.no_grad():
             if loss.scale is not None:
                 self.model.logit_scale.fill_(math.log(loss.scale))
-            if loss.bias is not None and self.bias is not None:
-                self.bias.fill_(loss.bias)
+            if loss.bias is not None and bias is not None:
+                bias.fill_(loss.bias)
 
     @property
     def bias(self) -> Tensor | None:

@@ -46,4 +46,5 @@ def add_sample(library: Library) -> int:
     infos = library.collections()
     if any(info.name != NAME or info.items for info in infos):
         return 0
-    return len(library.create(NAME, recreate=True).add(pictures()))
+    # The last first: a gallery shows what was added last at its head, and there the best belong.
+    return len(library.create(NAME, recreate=True).add(pictures()[::-1]))
