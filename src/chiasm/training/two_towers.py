@@ -44,9 +44,9 @@ class TwoTowers(nn.Module):
     at the end: no embedding depends on it.
     """
 
-    def __init__(self, model: nn.Module, loss: LossRecipe, *, precision: str = "fp32") -> None:
+    def __init__(self, model: Any, loss: LossRecipe, *, precision: str = "fp32") -> None:
         super().__init__()
-        self.model: Any = model
+        self.model = model
         self.own_bias = nn.Parameter(torch.tensor(-10.0)) if loss.kind == "sigmoid" else None
         if hasattr(model, "logit_bias"):
             self.own_bias = None
