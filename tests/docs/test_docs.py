@@ -23,6 +23,8 @@ from packaging.requirements import Requirement
 from chiasm import cli
 from chiasm.models.catalog.entry import parse
 from chiasm.settings import Settings
+from chiasm.training.recipe import ContrastiveRecipe
+from chiasm.training.recipe_file import build_recipe
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -199,6 +201,9 @@ def test_json_is_json(block: Block) -> None:
 def test_configuration_is_accepted(block: Block, tmp_path: Path) -> None:
     if block.text.startswith("# catalog.toml\n"):
         assert parse(block.text, tmp_path / "catalog.toml")
+        return
+    if block.text.startswith("# recipe.toml\n"):
+        build_recipe(ContrastiveRecipe, tomllib.loads(block.text), "recipe.toml").model.check()
         return
     file = tmp_path / "chiasm.toml"
     file.write_text(block.text, encoding="utf-8")
