@@ -139,7 +139,8 @@ def peak_bytes() -> int:
 def measure(options: argparse.Namespace) -> None:
     print(f"{machine()}; {time.strftime('%Y-%m-%d')}")
     print(f"Python {platform.python_version()}, torch {torch.__version__}, {present()}")
-    print(f"chiasm {chiasm.__version__}; tile {options.tile}, {options.rounds} rounds, medians")
+    print(f"chiasm {chiasm.__version__}; {options.threads} threads, tile {options.tile}")
+    print(f"{options.rounds} rounds, medians")
     contenders = ["plain", "tiled"] + (["open_clip"] if has_open_clip() else [])
     print("\n| loss | N | form | s | core-s | against plain | core-s against plain ", end="")
     print("| against open_clip | floor s | peak MB | plain / peak |")
@@ -150,7 +151,7 @@ def measure(options: argparse.Namespace) -> None:
             found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
             for turn in range(options.rounds):
                 for name in names if turn % 2 == 0 else reversed(names):
-                    found[name].append(in_process(name, loss, size, options.tile))
+                    found[name].append(in_process(name, loss, size, options))
             rows(loss, size, found)
 
 
@@ -179,8 +180,9 @@ def ratio(other: list[dict[str, float]] | None, mine: list[dict[str, float]], wh
     return f"{statistics.median(each):.2f}×"
 
 
-def in_process(name: str, loss: str, size: int, tile: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--case", name, loss, str(size), "--tile", str(tile)]
+def in_process(name: str, loss: str, size: int, options: argparse.Namespace) -> dict[str, float]:
+    command = [sys.executable, __file__, "--case", name, loss, str(size)]
+    command += ["--tile", str(options.tile), "--threads", str(options.threads)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name} {loss} at {size}: {done.stderr.strip().splitlines()[-1:]}")
@@ -236,10 +238,12 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
     parser.add_argument("--tile", type=int, default=DEFAULT_TILE)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--case", nargs=3, metavar=("FORM", "LOSS", "N"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     if options.case:
         name, loss, size = options.case
         print(json.dumps(one_case(name, loss, int(size), options.tile)))
