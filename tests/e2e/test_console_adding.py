@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 
 from playwright.sync_api import expect
@@ -42,6 +43,7 @@ def test_dropped_files_each_have_their_result(
         item["source"] for item in server.call("GET", f"/v1/collections/{collection}/items")["data"]
     }
     assert {"first.png", "second.png"} < sources
+    expect(console.tiles.first).to_contain_text(re.compile("(first|second).png"))  # newest first
     tray.get_by_role("link", name="apple again.webp").click()
     expect(console.item).to_contain_text("apple.webp")
 

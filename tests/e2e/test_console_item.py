@@ -19,7 +19,7 @@ def test_click_shows_everything_about_a_picture(
 ) -> None:
     console.open("sample")
     console.tiles.first.click()
-    item = server.call("GET", "/v1/collections/sample/items?limit=1")["data"][0]
+    item = server.call("GET", "/v1/collections/sample/items?limit=1&order=desc")["data"][0]
     panel = console.item
     for words in (
         item["text"],
@@ -95,7 +95,7 @@ def test_text_and_metadata_are_edited(
         console.page.keyboard.type(value)
     panel.get_by_role("button", name="Save").click()
     expect(panel.locator(".item-text")).to_have_text("An apple a day")
-    stored = server.call("GET", f"/v1/collections/{collection}/items?limit=1")["data"][0]
+    stored = server.call("GET", f"/v1/collections/{collection}/items?limit=1&order=desc")["data"][0]
     assert stored["text"] == "An apple a day"
     assert stored["metadata"] == {"price": 0.5, "sku": "0042", "organic": True}
     # Editing again without a change changes nothing, the type of a value included.
@@ -103,7 +103,7 @@ def test_text_and_metadata_are_edited(
     panel.get_by_role("button", name="Remove price").click()
     panel.get_by_role("button", name="Save").click()
     expect(panel.get_by_role("button", name="Edit")).to_be_visible()
-    stored = server.call("GET", f"/v1/collections/{collection}/items?limit=1")["data"][0]
+    stored = server.call("GET", f"/v1/collections/{collection}/items?limit=1&order=desc")["data"][0]
     assert stored["metadata"] == {"sku": "0042", "organic": True}
     console.page.keyboard.press("Escape")
     expect(console.tiles.first).to_contain_text("An apple a day")
@@ -111,7 +111,7 @@ def test_text_and_metadata_are_edited(
 
 def test_deleting_asks_first(console: ConsolePage, server: ServerProcess, collection: str) -> None:
     console.open(collection)
-    console.tiles.nth(1).click()
+    console.tiles.filter(has_text="coffee.webp").click()
     console.item.get_by_role("button", name="Delete").click()
     console.page.get_by_role("button", name="Cancel").click()
     expect(console.item).to_be_visible()

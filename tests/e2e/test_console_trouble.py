@@ -89,7 +89,7 @@ def test_words_cannot_become_markup(
     console: ConsolePage, server: ServerProcess, collection: str
 ) -> None:
     evil = "<img src=x onerror=alert(1)>"
-    item = server.call("GET", f"/v1/collections/{collection}/items?limit=1")["data"][0]
+    item = server.call("GET", f"/v1/collections/{collection}/items?limit=1&order=desc")["data"][0]
     server.call(
         "PATCH",
         f"/v1/collections/{collection}/items/{item['id']}",

@@ -92,8 +92,8 @@ def train_contrastive(
     model = begun.model.requires_grad_(True)
     lock(model, recipe.model.locked)
     drop_patches(model, recipe.model.patch_dropout)
-    towers = TwoTowers(model, recipe.loss, precision=recipe.loop.precision)
     empty = blueprint(model)
+    towers = TwoTowers(model, recipe.loss, precision=recipe.loop.precision)
     if recipe.loop.compile:
         for module in towers.modules():
             if isinstance(module, Block):

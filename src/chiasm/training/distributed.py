@@ -114,12 +114,14 @@ def spread(network: nn.Module, world: World, sharding: Sharding, blocks: tuple[t
         devices = [world.device] if world.device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=devices)
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(world.device.type, (world.size,))
     for module in network.modules():
         if isinstance(module, blocks):
             fully_shard(module, mesh=mesh)
+            if hasattr(module, "one"):  # a transformer block's other way in
+                register_fsdp_forward_method(module, "one")
     return fully_shard(network, mesh=mesh)
 
 

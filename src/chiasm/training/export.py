@@ -36,12 +36,11 @@ def write_model(
     empty: from `blueprint`. weights: whole tensors of the run's `TwoTowers`, by name.
     Raises NoSpace.
     """
-    own = {
-        name.removeprefix(_PREFIX): tensor
-        for name, tensor in weights.items()
-        if name.startswith(_PREFIX)
-    }
     model: Any = empty
+    own = {
+        name: weights[f"{_PREFIX}{name}"].reshape(tensor.shape)
+        for name, tensor in model.state_dict().items()
+    }
     model.load_state_dict(own, assign=True)
     if isinstance(model, aligned.AlignedDualEncoder):
         aligned.save(folder, model)

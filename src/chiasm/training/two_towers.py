@@ -47,7 +47,12 @@ class TwoTowers(nn.Module):
     def __init__(self, model: Any, loss: LossRecipe, *, precision: str = "fp32") -> None:
         super().__init__()
         self.model = model
-        self.own_bias = nn.Parameter(torch.tensor(-10.0)) if loss.kind == "sigmoid" else None
+        self.own_bias = nn.Parameter(torch.tensor([-10.0])) if loss.kind == "sigmoid" else None
+        for name in ("logit_scale", "logit_bias"):
+            number = getattr(model, name, None)
+            if number is not None:  # FSDP2 shards no parameter without a dimension
+                row = number.detach().reshape(1)
+                setattr(model, name, nn.Parameter(row, requires_grad=number.requires_grad))
         if hasattr(model, "logit_bias"):
             self.own_bias = None
             self.model.logit_bias.requires_grad_(loss.kind == "sigmoid")
