@@ -63,6 +63,8 @@ def test_collection_deleted_by_somebody_else(
 ) -> None:
     console = open_console(expected=[f"404 POST /v1/collections/{collection}/search"])
     console.open(collection)
+    for thumbnail in console.page.locator(".gallery img").all():  # else one may be asked for later
+        expect(thumbnail).to_have_js_property("complete", True)
     server.call("DELETE", f"/v1/collections/{collection}")
     console.search_field.fill("a cat")
     expect(console.page.get_by_role("alert")).to_contain_text(collection)
