@@ -55,8 +55,8 @@ def test_ddp_and_fsdp_train_alike_and_take_over_from_each_other(tmp_path: Path) 
     ours, theirs = (
         load_file(tmp_path / name / "model/model.safetensors") for name in ("ddp", "mixed")
     )
-    # Where a gradient is zero but for rounding (a bias of keys), Adam makes steps of it: six of them
-    # are less than this.
+    # Where a gradient is zero but for rounding (the keys' biases), Adam makes steps of it all the
+    # same: six of them are less than this.
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, atol=5e-3, rtol=1e-3)
     # What split weights left, copied ones go on with.
