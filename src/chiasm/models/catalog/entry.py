@@ -146,7 +146,7 @@ def _table(catalogs: Sequence[Path]) -> dict[str, Entry]:
     for path in (_SHIPPED_CATALOG, *catalogs):
         try:
             status = path.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue  # a user's own catalogue is optional
         table |= _read(path, (status.st_mtime_ns, status.st_size, status.st_ino))
     return table
