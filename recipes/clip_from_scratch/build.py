@@ -1,4 +1,4 @@
-"""Make the recipe's data: Fashion-MNIST as captioned shards, and a tokenizer for the captions.
+"""Make the recipe's data: Fashion-MNIST as captioned shards, and the prompts of the test.
 
     python recipes/clip_from_scratch/build.py
 
@@ -9,8 +9,6 @@ that has the four idx files already. Written below build/clip_from_scratch:
     train/*.tar     60,000 pictures, PNG, each with four captions in a JSON file
     test/*.tar      10,000 pictures with their labels
     prompts.json    the classes' names and the templates that the test puts them into
-    captions.txt    every training caption once, what the tokenizer was trained on
-    tokenizer/      tokenizer.json and tokenizer_config.json
 """
 
 from __future__ import annotations
@@ -34,14 +32,10 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from chiasm.models.tokenizer_training import train_clip_tokenizer
-
 HERE = Path(__file__).parent
 PACKAGE = "dataset-fashion-mnist"
 FILES = {"train": "train", "test": "t10k"}
 SHARD = 5_000  # pictures in a shard
-VOCABULARY = 1_024
-LONGEST_TEXT = 24  # tokens
 
 
 def main() -> None:
@@ -61,20 +55,15 @@ def main() -> None:
     }
     check_unseen(prompts, captions)
     write_json(work / "prompts.json", prompts)
-    every = sorted({caption for of_class in captions for caption in of_class})
-    (work / "captions.txt").write_text("\n".join(every) + "\n", encoding="utf-8")
-    tokenizer = train_clip_tokenizer(every, vocabulary=VOCABULARY, max_length=LONGEST_TEXT)
-    tokenizer.save(work / "tokenizer")
 
     for part in FILES:
         pixels, labels = read_part(source, FILES[part])
         rows = samples(part, pixels, labels, captions, texts["training"])
         names = write_shards(work / part, rows)
         print(f"{part}: {len(labels):,} pictures in {len(names)} shards")
+    different = {caption for of_class in captions for caption in of_class}
     print(
-        f"{len(every):,} different captions, the longest of "
-        f"{max(map(tokenizer.count, every))} tokens, vocabulary "
-        f"{len(json.loads((work / 'tokenizer/tokenizer.json').read_text())['model']['vocab']):,}; "
+        f"{len(different):,} different captions; "
         f"{len(prompts['classes']) * len(prompts['templates'])} prompts, none of them a caption"
     )
 
