@@ -7,8 +7,9 @@ in the environment that benchmarks/requirements.txt describes. A step is: both t
 softmax loss, backward, gradient norm cut to 1, AdamW. open_clip's is made as its own training
 does it: texts padded to 77 tokens, its `ClipLoss`, torch's AdamW. The losses are compared before
 anything is timed, rounds of the two alternate, and the ratio is the median of the rounds' ratios.
-The floor is the arithmetic of the towers (a backward pass counts twice) at the rate of a large
-matrix product.
+The floor is the arithmetic of the towers (a backward pass counts twice; texts at their own length)
+at the rate of a large matrix product, measured on the same device in the same precision. On a GPU,
+`--peak` takes the vendor's figure in TFLOP/s, to which MFU, model FLOPs utilisation, then relates.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--peak", type=float, help="TFLOP/s that the vendor states, for MFU")
     options = parser.parse_args()
     open_clip = import_open_clip()
     torch.manual_seed(0)
@@ -51,7 +53,7 @@ def main() -> None:
     config = CLIPConfig(text_config=CLIPTextConfig(hidden_act="gelu"), vision_config=vision)
     ours = CLIP(config)
     theirs = open_clip.create_model(options.model).train()
-    theirs.load_state_dict(clip_tensors(ours), strict=False)
+    theirs.load_state_dict(clip_tensors(ours))
     texts = (CAPTIONS * (options.batch // len(CAPTIONS) + 1))[: options.batch]
     ids = open_clip.tokenize(texts)  # [batch, 77], zeros behind the end of text
     longest = int(ids.argmax(dim=1).max()) + 1
@@ -65,7 +67,14 @@ def main() -> None:
     mine = make_optimizer(towers, RECIPE)
     theirs = theirs.to(device)
     peer = torch.optim.AdamW(
-        theirs.parameters(), lr=RECIPE.rate, betas=RECIPE.betas, weight_decay=0.2
+        [
+            # Matrices alone are pulled to zero, as open_clip's own training does it.
+            {"params": [p for p in theirs.parameters() if p.ndim >= 2], "weight_decay": 0.2},
+            {"params": [p for p in theirs.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=RECIPE.rate,
+        betas=RECIPE.betas,
+        eps=RECIPE.epsilon,
     )
     cast: Any = torch.autocast(device.type, torch.bfloat16) if options.precision == "bf16" else None
 
@@ -89,16 +98,19 @@ def main() -> None:
         peer.step()
         return float(loss.detach())
 
-    first = here(), there()
-    print(f"loss of the first step: chiasm {first[0]:.5f}, open_clip {first[1]:.5f}\n")
-    assert abs(first[0] - first[1]) < (1e-4 if options.precision == "fp32" else 2e-2) * first[1]
+    allowed = 1e-4 if options.precision == "fp32" else 2e-2
+    losses = {"chiasm": here(), "open_clip": there()}
+    compare("first", losses, allowed)
     seconds: dict[str, list[float]] = {"chiasm": [], "open_clip": []}
     for number in range(options.rounds):
         pair = [("chiasm", here), ("open_clip", there)]
         for name, step in pair if number % 2 else reversed(pair):
+            settle(device)
             start = time.perf_counter()
-            step()
+            losses[name] = step()
+            settle(device)
             seconds[name].append(time.perf_counter() - start)
+    compare("last", losses, allowed)
     lengths = (ids.argmax(dim=1) + 1).tolist()
     rows, columns = vision.grid
     flops = 3 * (
@@ -118,15 +130,55 @@ def main() -> None:
             f"{ratio if name == 'chiasm' else 1:.2f}× |"
         )
     median = statistics.median(seconds["chiasm"])
-    if device.type == "cpu":
-        print(f"| floor | {flops / measured_peak():.2f} | | |")
-    print(f"\n{flops / median / 1e12:.3f} TFLOP/s of needed arithmetic")
+    rate = measured_rate(device, options.precision)
+    print(f"| floor | {flops / rate:.3f} | {options.batch * rate / flops:.2f} | |")
+    print(
+        f"\n{flops / median / 1e12:.3f} TFLOP/s of needed arithmetic, {flops / median / rate:.2f} "
+        f"of the {rate / 1e12:.3f} TFLOP/s of a large product"
+    )
+    if options.peak:
+        print(f"MFU {flops / median / (options.peak * 1e12):.3f} of {options.peak:g} TFLOP/s")
     print(
         f"{options.model}, batch {options.batch}, {options.precision}, captions of "
-        f"{sum(lengths) / len(lengths):.0f} tokens (longest {longest}); {machine()}; "
+        f"{sum(lengths) / len(lengths):.0f} tokens (longest {longest}); {place(device)}; "
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, torch {torch.__version__}, "
         f"open_clip {open_clip.__version__}"
     )
+
+
+def compare(which: str, losses: dict[str, float], allowed: float) -> None:
+    """Print both losses of a step, and stop if they are not the same."""
+    ours, theirs = losses["chiasm"], losses["open_clip"]
+    print(f"loss of the {which} step: chiasm {ours:.5f}, open_clip {theirs:.5f}\n")
+    if not abs(ours - theirs) <= allowed * theirs:
+        raise SystemExit("The losses differ: these were not the same steps.")
+
+
+def settle(device: torch.device) -> None:
+    """Wait until the device has done all that it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measured_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large matrix product, the best of several."""
+    if device.type == "cpu":
+        return measured_peak()
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    side = 8192
+    a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        settle(device)
+        start = time.perf_counter()
+        a @ b
+        settle(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def place(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
 
 
 if __name__ == "__main__":
