@@ -1,0 +1,145 @@
+"""Where pictures meet a language model: what every network that reads both has in common.
+
+A picture stands in a prompt as a run of image tokens. `ImageReader` knows which text that is and
+makes the pixels; `VisionLanguageModel` turns the pixels into one feature an image token. What
+generates or trains works with these two and never asks which family a checkpoint is of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from chiasm.errors import InvalidRequest
+from chiasm.media.image import Image
+
+if TYPE_CHECKING:
+    from chiasm.models.cache import KeyValueCache
+    from chiasm.models.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class ImageInputs:
+    """One picture, ready for the network.
+
+    pixels: float32 [tiles, 3, height, width].
+    size: (width, height) of the picture it came from.
+    mask: bool [tiles, height, width], where a tile has pixels and not padding; None: everywhere.
+    """
+
+    pixels: Tensor
+    size: tuple[int, int]
+    mask: Tensor | None = None
+
+
+class ImageReader(Protocol):
+    """The picture half of a checkpoint's processor.
+
+    mark: what the chat template writes for a picture, such as `<image>`.
+    image_token: the token that a placeholder repeats, once a feature.
+    """
+
+    @property
+    def mark(self) -> str: ...
+
+    @property
+    def image_token(self) -> str: ...
+
+    def prepare(self, image: Image) -> ImageInputs:
+        """The picture as its network reads it."""
+        ...
+
+    def placeholder(self, width: int, height: int) -> str:
+        """The text that stands for one picture of this size in a prompt, in place of its mark.
+
+        Image tokens with every marker around and between them.
+        """
+        ...
+
+    def count(self, width: int, height: int) -> int:
+        """Image tokens of a picture of this size: the positions that features fill."""
+        ...
+
+
+class VisionLanguageModel(Protocol):
+    """A network that reads pictures and text and continues the text. An `nn.Module`."""
+
+    decoder: Decoder
+    image_token_id: int
+
+    def encode_image(self, inputs: ImageInputs) -> Tensor:
+        """Features of one picture, [image tokens, decoder width], in its placeholder's order."""
+        ...
+
+    def forward(
+        self,
+        ids: Tensor,
+        features: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """int64 [batch, tokens] → hidden [batch, tokens, decoder width].
+
+        features: [n, decoder width], for all the image tokens among `ids`, row by row.
+        positions, mask, cache: as in `Decoder`.
+        Raises InvalidRequest when features and image tokens differ in number.
+        """
+        ...
+
+    def __call__(
+        self,
+        ids: Tensor,
+        features: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """The same as `forward`."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., decoder width] → [..., vocabulary]."""
+        ...
+
+    def new_cache(self, *, batch: int = 1, capacity: int = 256) -> KeyValueCache:
+        """An empty cache on the network's device."""
+        ...
+
+    def vision_flops(self, inputs: ImageInputs) -> int:
+        """Floating-point operations that `encode_image` spends in matrix products.
+
+        A multiplication and an addition count as two; attention's two products are included,
+        norms and activations are not.
+        """
+        ...
+
+
+def placed(embeddings: Tensor, ids: Tensor, image_token_id: int, features: Tensor | None) -> Tensor:
+    """Token embeddings with pictures' features in the image tokens' places.
+
+    embeddings: [batch, tokens, width]. ids: int64 [batch, tokens]. features: [n, width], row by
+    row in the order of the image tokens; None where the prompt has no picture.
+    Raises InvalidRequest when features and image tokens differ in number or width.
+    """
+    where = ids == image_token_id
+    tokens = int(where.sum())
+    count = 0 if features is None else len(features)
+    if tokens != count:
+        raise InvalidRequest(
+            f"The prompt has {tokens} image tokens, and the pictures give {count} features.",
+            hint="Give each picture its placeholder, and each placeholder its picture.",
+        )
+    if features is None or not count:
+        return embeddings
+    if features.shape[1:] != embeddings.shape[-1:]:
+        raise InvalidRequest(
+            f"Features of shape {list(features.shape)} do not fit token embeddings of width "
+            f"{embeddings.shape[-1]}."
+        )
+    # Not written in place: the embeddings may need their gradient.
+    return embeddings.masked_scatter(where[..., None], features.to(embeddings.dtype))
