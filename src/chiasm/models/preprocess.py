@@ -53,6 +53,12 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "resample": 3,
         "crop_pct": 224 / 256,
     },
+    "IdeficsImageProcessor": {
+        "size": {"height": 224, "width": 224},
+        "resample": 3,
+        "image_mean": _CLIP_MEAN,
+        "image_std": _CLIP_STD,
+    },
     "Siglip2ImageProcessor": {"resample": 2, "patch_size": 16, "max_num_patches": 256},
 }
 
