@@ -336,7 +336,7 @@ def test_an_index_may_not_point_outside_its_folder(clip_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "words"),
     [
-        ({"model_type": "llama"}, "model_type 'llama'"),
+        ({"model_type": "mamba"}, "model_type 'mamba'"),
         ({"model_type": ...}, "model_type None"),
         ({"text_config": []}, "text_config must be an object"),
         ({"projection_dim": "wide"}, "projection_dim must be int, not 'wide'"),

@@ -48,9 +48,12 @@ def read_config(kind: type[T], entries: Mapping[str, Any], path: str = "") -> T:
     """Make the dataclass `kind` from the entries of a `config.json` that bear its fields' names.
 
     path: where `entries` stand in the file (`text_config.`), for the messages.
-    A dataclass may say in `renamed` under which older names a file can hold its entries.
+    A dataclass may say in `renamed` under which older names a file can hold its entries, or have
+    a function `resolve` that gives the kind of it that is meant and the entries respelled.
     Raises UnsupportedCheckpoint when an entry has another type than its field.
     """
+    if (resolve := getattr(kind, "resolve", None)) is not None:
+        kind, entries = resolve(entries)
     hints = get_type_hints(kind)
     older = {
         new: entries[old] for old, new in getattr(kind, "renamed", {}).items() if entries.get(old)
@@ -61,7 +64,9 @@ def read_config(kind: type[T], entries: Mapping[str, Any], path: str = "") -> T:
         if field.name not in entries:
             continue
         name, hint, value = f"{path}{field.name}", hints[field.name], entries[field.name]
-        if is_dataclass(hint):
+        if "kinds" in field.metadata and isinstance(value, Mapping):
+            hint = _kind(field.metadata["kinds"], value, name)
+        if is_dataclass(hint) or "kinds" in field.metadata:
             if value is None:  # all defaults
                 continue
             if not isinstance(value, Mapping):
@@ -72,8 +77,24 @@ def read_config(kind: type[T], entries: Mapping[str, Any], path: str = "") -> T:
     return kind(**arguments)
 
 
+def _kind(kinds: Mapping[str, type[Any]], entries: Mapping[str, Any], name: str) -> type[Any]:
+    model_type = entries.get("model_type", next(iter(kinds)))
+    kind = kinds.get(str(model_type))
+    if kind is None:
+        raise UnsupportedCheckpoint(
+            f"{name}.model_type is {model_type!r}, which is not known here.",
+            hint=f"Known are {', '.join(kinds)}.",
+        )
+    return kind
+
+
 def write_config(config: Any) -> dict[str, Any]:
-    """The entries that `read_config` would read back, with `model_type` where there is one."""
+    """The entries that `read_config` would read back, with `model_type` where there is one.
+
+    A dataclass may have a method `as_entries` that says what is written of it.
+    """
+    if hasattr(config, "as_entries"):
+        return dict(config.as_entries())
     entries: dict[str, Any] = {}
     if hasattr(config, "model_type"):
         entries["model_type"] = config.model_type
@@ -90,10 +111,8 @@ def write_config(config: Any) -> dict[str, Any]:
 def _checked(value: Any, hint: Any, name: str) -> Any:
     for kind in get_args(hint) if isinstance(hint, UnionType) else (hint,):
         if get_origin(kind) is tuple:
-            items = get_args(kind)
-            fits = ... in items or (isinstance(value, list | tuple) and len(items) == len(value))
-            if isinstance(value, list | tuple) and fits and all(type(n) is int for n in value):
-                return tuple(value)
+            if (items := _tuple(value, get_args(kind), name)) is not None:
+                return items
         elif kind is float:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 return float(value)
@@ -101,3 +120,17 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
             return value
     expected = hint.__name__ if isinstance(hint, type) else str(hint).replace(" | None", "")
     raise UnsupportedCheckpoint(f"{name} must be {expected}, not {value!r}.")
+
+
+def _tuple(value: Any, kinds: tuple[Any, ...], name: str) -> tuple[Any, ...] | None:
+    """`value` as a tuple whose items are of `kinds`; None if it is not one."""
+    if not isinstance(value, list | tuple):
+        return None
+    if ... in kinds:
+        kinds = (kinds[0],) * len(value)
+    if len(kinds) != len(value):
+        return None
+    try:
+        return tuple(_checked(each, kind, name) for each, kind in zip(value, kinds, strict=True))
+    except UnsupportedCheckpoint:  # said of the whole, not of one item
+        return None
