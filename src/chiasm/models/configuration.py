@@ -49,8 +49,11 @@ def read_config(kind: type[T], entries: Mapping[str, Any], path: str = "") -> T:
 
     path: where `entries` stand in the file (`text_config.`), for the messages.
     A dataclass may say in `renamed` under which older names a file can hold its entries, or have
-    a function `resolve` that gives the kind of it that is meant and the entries respelled.
-    Raises UnsupportedCheckpoint when an entry has another type than its field.
+    a function `resolve` that gives the kind of it that is meant and the entries respelled. A field
+    that holds one of several dataclasses says in its metadata, under `kinds`, which `model_type`
+    stands for which; the first is meant where the file is silent.
+    Raises UnsupportedCheckpoint when an entry has another type than its field, or a `model_type`
+    that its field does not know.
     """
     if (resolve := getattr(kind, "resolve", None)) is not None:
         kind, entries = resolve(entries)

@@ -6,6 +6,7 @@ arguments of its constructor. `ViTModel` is the original with its pooler.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -109,6 +110,18 @@ class ViT(nn.Module):
     def tokens(self, pixels: Tensor) -> Tensor:
         """Every token after the last block and before the last norm, [batch, tokens, width]."""
         return self.blocks(self.embed(pixels))
+
+    def after(self, pixels: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """Every token after so many blocks, for each of `counts`: [batch, tokens, width] each.
+
+        0 is what the first block receives. Blocks behind the last that is wanted do not run, and
+        the last norm is not applied.
+        """
+        tokens = self.embed(pixels)
+        found = {0: tokens}
+        for number, block in enumerate(self.blocks[: max(counts)], start=1):
+            found[number] = tokens = block(tokens)
+        return [found[count] for count in counts]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """The class token after the last norm, [batch, width]."""
