@@ -162,6 +162,14 @@ TEXT_TOWER: dict[str, Names] = {
     "norm": "final_layer_norm",
     **under("blocks.{}", "encoder.layers.{}", BLOCK),
 }
+IMAGE_TOWER: dict[str, Names] = {
+    "class_token": "embeddings.class_embedding",
+    "patch_embedding": "embeddings.patch_embedding",
+    "position_embedding": "embeddings.position_embedding.weight",
+    "pre_norm": "pre_layrnorm",  # spelled so in every published file
+    "norm": "post_layernorm",
+    **under("blocks.{}", "encoder.layers.{}", BLOCK),
+}
 
 LAYOUT = Layout(
     rows={
@@ -169,18 +177,7 @@ LAYOUT = Layout(
         "text_projection": "text_projection",
         "logit_scale": "logit_scale",
         **under("text_tower", "text_model", TEXT_TOWER),
-        **under(
-            "image_tower",
-            "vision_model",
-            {
-                "class_token": "embeddings.class_embedding",
-                "patch_embedding": "embeddings.patch_embedding",
-                "position_embedding": "embeddings.position_embedding.weight",
-                "pre_norm": "pre_layrnorm",  # spelled so in every published file
-                "norm": "post_layernorm",
-                **under("blocks.{}", "encoder.layers.{}", BLOCK),
-            },
-        ),
+        **under("image_tower", "vision_model", IMAGE_TOWER),
     },
     ignored=(r"\.embeddings\.position_ids$",),
 )
