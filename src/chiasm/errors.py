@@ -128,6 +128,23 @@ class UnsupportedCheckpoint(InvalidRequest):
     code = "unsupported_checkpoint"
 
 
+# Generation -------------------------------------------------------------------------------------
+
+
+class ContextExceeded(InvalidRequest):
+    """Pictures and text have more tokens than the model reads."""
+
+    code = "context_length_exceeded"
+
+
+class Cancelled(ChiasmError):
+    """Whoever asked does not want the answer any more. Nobody is left to read this."""
+
+    http_status = 499
+    exit_code = 130
+    code = "cancelled"
+
+
 # Training ---------------------------------------------------------------------------------------
 
 

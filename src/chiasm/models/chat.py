@@ -80,9 +80,7 @@ class ChatTokenizer:
         except Exception:  # the binding raises bare Exception
             raise UnsupportedCheckpoint(f"{path} could not be read as a tokenizer.") from None
         entries = {**_json(folder / "special_tokens_map.json"), **_json(folder / _CONFIG)}
-        tokens = {
-            name: text for name in _NAMED_TOKENS if (text := _token_text(entries.get(name)))
-        }
+        tokens = {name: text for name in _NAMED_TOKENS if (text := _token_text(entries.get(name)))}
         return cls(
             backend,
             template=_template(folder, entries),
@@ -100,6 +98,29 @@ class ChatTokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of `ids`; half a character at an end comes out as U+FFFD."""
         return str(self.backend.decode(list(ids), skip_special_tokens=skip_special))
+
+    def bytes_of(self, token: int) -> bytes:
+        """What one token spells, which may be a part of a character."""
+        spelling = self.backend.id_to_token(token)
+        if spelling is None:
+            return b""
+        if spelling in self._added:
+            return spelling.encode()
+        if self._byte_level:
+            return bytes(_BYTES.get(letter, ord("?")) for letter in spelling)
+        if len(spelling) == 6 and spelling.startswith("<0x"):
+            return bytes([int(spelling[3:5], 16)])
+        return spelling.replace("\u2581", " ").encode()
+
+    @cached_property
+    def _added(self) -> frozenset[str]:
+        return frozenset(t.content for t in self.backend.get_added_tokens_decoder().values())
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        decoder = json.loads(self.backend.to_str()).get("decoder") or {}
+        kinds = [decoder, *decoder.get("decoders", ())]
+        return any(each.get("type") == "ByteLevel" for each in kinds)
 
     def token_id(self, token: str) -> int:
         """A token's number. Raises UnsupportedCheckpoint if there is none."""
@@ -119,6 +140,22 @@ class ChatTokenizer:
         token = self.tokens.get("bos_token")
         number: int | None = self.backend.token_to_id(token) if token else None
         return number
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer's own rules put `bos_token` before every text."""
+        return self.bos_id is not None and self.backend.encode("a").ids[:1] == [self.bos_id]
+
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether the template takes lists of parts; older ones take texts alone."""
+        probe = "chiasm\u00b7probe"
+        try:
+            parts = [{"type": "text", "text": probe}]
+            rendered = self.render([{"role": "user", "content": parts}])
+        except (InvalidRequest, UnsupportedCheckpoint):
+            return False
+        return probe in rendered and "'type'" not in rendered and '"type"' not in rendered
 
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:
@@ -226,6 +263,21 @@ class ChatTokenizer:
 
 
 _CONFIG = "tokenizer_config.json"
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter that byte-level BPE writes for each byte.
+
+    Printable Latin-1 stands for itself; the others, in order, for the letters from U+0100 on
+    (GPT-2's table).
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {chr(byte): byte for byte in printable}
+    return letters | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _byte_letters()
 
 
 # What a template may call -----------------------------------------------------------------------

@@ -126,7 +126,7 @@ def load_dual_encoder(
     }
     from chiasm.models import aligned
 
-    if _is_built_in(location, catalogs):
+    if is_built_in(location, catalogs):
         return aligned.load(**options, adapters=adapters)
     folder = locate(location, **options)
     entries = read_json(folder / CONFIG)
@@ -173,8 +173,8 @@ def locate(
     )
 
 
-def _is_built_in(location: str | Path, catalogs: Sequence[Path]) -> bool:
-    """Whether the catalogue's entry is a dual encoder of ours and not a published checkpoint."""
+def is_built_in(location: str | Path, catalogs: Sequence[Path]) -> bool:
+    """Whether the catalogue's entry is a model of ours and not a published checkpoint."""
     if isinstance(location, Path) or catalog.local_folder(location, catalogs) is not None:
         return False
     return catalog.find(location, catalogs).shipped is not None

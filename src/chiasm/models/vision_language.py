@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
 from chiasm.errors import InvalidRequest
@@ -32,6 +33,11 @@ class ImageInputs:
     pixels: Tensor
     size: tuple[int, int]
     mask: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> ImageInputs:
+        """The same on another device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return ImageInputs(self.pixels.to(device), self.size, mask)
 
 
 class ImageReader(Protocol):

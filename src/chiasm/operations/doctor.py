@@ -196,7 +196,7 @@ def _device(wanted: str) -> Check:
             f"torch cannot be loaded ({type(error).__name__})",
             "pip install --force-reinstall torch",
         )
-    from chiasm.retrieval.embedder import choose_device
+    from chiasm.models.device import choose_device
 
     device = choose_device(wanted)
     detail = f"{device} is used (device = {wanted}); torch {torch.__version__}"

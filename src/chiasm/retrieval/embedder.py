@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from chiasm.errors import ConfigurationError
 from chiasm.media import Image
 
 if TYPE_CHECKING:
@@ -59,6 +58,8 @@ class DualEncoderEmbedder:
     def __init__(
         self, checkpoint: DualEncoderCheckpoint, *, device: str = "auto", batch_size: int = _BATCH
     ) -> None:
+        from chiasm.models.device import choose_device
+
         self._device = choose_device(device)
         self._model = checkpoint.model.to(self._device).eval()
         self._preprocess = checkpoint.preprocessor
@@ -126,26 +127,6 @@ def load_embedder(settings: Settings, *, progress: Progress | None = None) -> Em
         catalogs=(settings.catalog,),
     )
     return DualEncoderEmbedder(checkpoint, device=settings.device)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the best there is. ConfigurationError."""
-    import torch
-
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise ConfigurationError(
-            f"There is no device {name!r} on this machine.",
-            hint="Use auto, cpu, cuda or mps.",
-            param="device",
-        ) from None
-    return device
 
 
 def _unit(embedded: torch.Tensor) -> Vectors:

@@ -1,0 +1,1 @@
+"""The product's own engine: it runs the networks of `chiasm.models`."""

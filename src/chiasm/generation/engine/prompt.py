@@ -1,0 +1,139 @@
+"""A conversation as the ids that a model reads, with its pictures in their places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from chiasm.errors import InvalidRequest, UnsupportedCheckpoint
+from chiasm.generation.messages import ImagePart, Message, check_conversation, images_of
+
+if TYPE_CHECKING:
+    from chiasm.media import Image
+    from chiasm.models.chat import ChatTokenizer
+    from chiasm.models.generator import GeneratorCheckpoint
+    from chiasm.models.vision_language import ImageReader
+
+Unit = int | tuple[str, int]
+"""What two prompts must share to share their cache: a token, or the nth token of a picture."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the prompt. at: positions of its image tokens, `range`-like and in order."""
+
+    image: Image
+    at: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """ids: everything that the model reads. pictures: in their order."""
+
+    ids: tuple[int, ...]
+    pictures: tuple[Picture, ...] = ()
+
+    @property
+    def image_tokens(self) -> int:
+        """Positions that pictures take."""
+        return sum(len(picture.at) for picture in self.pictures)
+
+    @property
+    def text_tokens(self) -> int:
+        """All others, markers around pictures included."""
+        return len(self.ids) - self.image_tokens
+
+    def units(self) -> list[Unit]:
+        """The ids, with each image token replaced by the picture's digest and its place there."""
+        units: list[Unit] = list(self.ids)
+        for picture in self.pictures:
+            for place, position in enumerate(picture.at):
+                units[position] = (picture.image.digest, place)
+        return units
+
+
+def build_prompt(messages: Sequence[Message], checkpoint: GeneratorCheckpoint) -> Prompt:
+    """Apply the chat template and put each picture's placeholder in its mark's place.
+
+    Raises InvalidRequest for a conversation that is out of order, one with pictures for a model
+    that reads none, or one that the template refuses.
+    """
+    check_conversation(messages)
+    images, reader, tokenizer = images_of(messages), checkpoint.images, checkpoint.tokenizer
+    if images and reader is None:
+        raise InvalidRequest(
+            f"{checkpoint.name} reads text alone, and there is a picture in the conversation.",
+            hint="Ask a vision-language model.",
+            param="messages",
+        )
+    mark = None if reader is None else reader.mark
+    text = tokenizer.render([_plain(message, tokenizer, mark) for message in messages])
+    if reader is None or not images:
+        return Prompt(tuple(_begun(tokenizer, tokenizer.encode(text))))
+    sizes = [image.size for image in images]
+    ids = _begun(tokenizer, tokenizer.encode(_filled(text, sizes, reader)))
+    return Prompt(tuple(ids), tuple(_pictures(ids, images, reader, tokenizer)))
+
+
+def _plain(message: Message, tokenizer: ChatTokenizer, mark: str | None) -> dict[str, Any]:
+    """A message as templates take it."""
+    if tokenizer.takes_parts:
+        content: Any = [
+            {"type": "image"}
+            if isinstance(part, ImagePart)
+            else {"type": "text", "text": _harmless(part.text, tokenizer, mark)}
+            for part in message.parts
+        ]
+    else:
+        content = "".join(
+            f"{mark}\n" if isinstance(part, ImagePart) else _harmless(part.text, tokenizer, mark)
+            for part in message.parts
+        )
+    return {"role": message.role, "content": content}
+
+
+def _harmless(text: str, tokenizer: ChatTokenizer, mark: str | None) -> str:
+    text = tokenizer.harmless(text)
+    return text.replace(mark, mark[0] + "\u200b" + mark[1:]) if mark and mark in text else text
+
+
+def _filled(text: str, sizes: Sequence[tuple[int, int]], reader: ImageReader) -> str:
+    """The rendered text with a placeholder in place of each mark."""
+    pieces = text.split(reader.mark)
+    if len(pieces) != len(sizes) + 1:
+        raise UnsupportedCheckpoint(
+            f"The model's chat template wrote {len(pieces) - 1} marks for {len(sizes)} pictures.",
+            hint="It may take one picture a message, or none.",
+            param="messages",
+        )
+    filled = [pieces[0]]
+    for size, piece in zip(sizes, pieces[1:], strict=True):
+        filled += (reader.placeholder(*size), piece)
+    return "".join(filled)
+
+
+def _begun(tokenizer: ChatTokenizer, ids: list[int]) -> list[int]:
+    """The ids with the begin-of-text token that the tokenizer puts first, unless they have it."""
+    if not tokenizer.adds_bos or tokenizer.bos_id is None or ids[:1] == [tokenizer.bos_id]:
+        return ids
+    return [tokenizer.bos_id, *ids]
+
+
+def _pictures(
+    ids: Sequence[int], images: Sequence[Image], reader: ImageReader, tokenizer: ChatTokenizer
+) -> list[Picture]:
+    """Which image tokens belong to which picture."""
+    image_token = tokenizer.token_id(reader.image_token)
+    positions = [at for at, number in enumerate(ids) if number == image_token]
+    pictures, start = [], 0
+    for image in images:
+        # Counted in the placeholder: some families' features do not stand in the sequence.
+        count = reader.placeholder(*image.size).count(reader.image_token)
+        pictures.append(Picture(image, tuple(positions[start : start + count])))
+        start += count
+    if start != len(positions):
+        raise UnsupportedCheckpoint(
+            f"The prompt has {len(positions)} image tokens, and its pictures should have {start}."
+        )
+    return pictures
