@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from chiasm.errors import ChiasmError, NoSpace, UnknownModel, UnsupportedCheckpoint
-from chiasm.models import bert, catalog, clip, convnext, decoder, siglip, vit
+from chiasm.models import bert, catalog, clip, convnext, decoder, flamingo, siglip, vit
 from chiasm.models.catalog import Progress
 from chiasm.models.configuration import read_config, write_config
 from chiasm.models.dual_encoder import DualEncoder
@@ -64,6 +64,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         name: Architecture(decoder.Decoder, config, decoder.LAYOUT)
         for name, config in decoder.DECODERS.items()
     },
+    "idefics": Architecture(flamingo.Flamingo, flamingo.IdeficsConfig, flamingo.LAYOUT),
     "siglip": Architecture(
         siglip.SigLIP,
         siglip.SigLIPConfig,
