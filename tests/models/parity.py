@@ -76,6 +76,8 @@ def measure(name: str, folder: Path) -> list[Difference]:
 
 def cases() -> dict[str, Callable[[], Case]]:
     """Every case by its name, made when called."""
+    import parity_decoders  # it takes `Case` and `randomise` from here
+
     return {
         "CLIP, quick_gelu": lambda: _clip("quick_gelu", end=119),
         "CLIP, gelu, eos_token_id 2": lambda: _clip("gelu", end=2),
@@ -89,6 +91,7 @@ def cases() -> dict[str, Callable[[], Case]]:
         "ConvNeXt, no layer scale": lambda: _convnext(0.0),
         "BERT": lambda: _bert(pooler=True),
         "BERT, no pooler": lambda: _bert(pooler=False),
+        **parity_decoders.cases(),
     }
 
 
