@@ -21,7 +21,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from chiasm.errors import ChiasmError, NoSpace, UnknownModel, UnsupportedCheckpoint
-from chiasm.models import bert, catalog, clip, convnext, decoder, flamingo, siglip, vit
+from chiasm.models import (
+    bert,
+    catalog,
+    clip,
+    convnext,
+    decoder,
+    flamingo,
+    idefics3,
+    llava,
+    llava_next,
+    siglip,
+    vit,
+)
 from chiasm.models.catalog import Progress
 from chiasm.models.configuration import read_config, write_config
 from chiasm.models.dual_encoder import DualEncoder
@@ -65,6 +77,21 @@ ARCHITECTURES: dict[str, Architecture] = {
         for name, config in decoder.DECODERS.items()
     },
     "idefics": Architecture(flamingo.Flamingo, flamingo.IdeficsConfig, flamingo.LAYOUT),
+    **{
+        config.model_type: Architecture(
+            idefics3.Idefics3, config, idefics3.LAYOUT, optional={"head": idefics3.HEAD}
+        )
+        for config in (idefics3.Idefics3Config, idefics3.SmolVLMConfig)
+    },
+    "llava": Architecture(
+        llava.LLaVA, llava.LLaVAConfig, llava.LAYOUT, optional={"head": llava.HEAD}
+    ),
+    "llava_next": Architecture(
+        llava_next.LLaVANeXT,
+        llava_next.LLaVANeXTConfig,
+        llava.LAYOUT,
+        optional={"head": llava.HEAD},
+    ),
     "siglip": Architecture(
         siglip.SigLIP,
         siglip.SigLIPConfig,

@@ -1,7 +1,8 @@
-"""What a language model computes, counted from its configuration.
+"""What a network computes in its matrix products, counted from its configuration.
 
 As the roofline literature counts: a multiplication and an addition are two operations; norms,
-activations and the rotary turn are left out.
+activations and the rotary turn are left out. Image towers and projectors are counted as
+`torch.utils.flop_counter` counts them, to the last operation.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from chiasm.models.configuration import TransformerConfig
     from chiasm.models.decoder import DecoderConfig
 
 
@@ -28,3 +32,22 @@ def decoder_flops(
     layer = tokens * weights + pairs * 2 * queries  # scores, and the mix of values
     head = (tokens if logits is None else logits) * width * config.vocab_size
     return 2 * (config.num_hidden_layers * layer + head)
+
+
+def product_flops(rows: int, inner: int, columns: int) -> int:
+    """Operations of [rows, inner] times [inner, columns]."""
+    return 2 * rows * inner * columns
+
+
+def linear_flops(layer: nn.Linear, rows: int) -> int:
+    """Operations of a linear layer over so many rows."""
+    return product_flops(rows, layer.in_features, layer.out_features)
+
+
+def blocks_flops(config: TransformerConfig, blocks: int, batch: int, tokens: int) -> int:
+    """Operations of so many blocks over [batch, tokens, width], every token attending to all."""
+    width, rows = config.hidden_size, batch * tokens
+    linear = 4 * product_flops(rows, width, width)  # queries, keys, values, output
+    mlp = 2 * product_flops(rows, width, config.intermediate_size)
+    attention = 2 * batch * product_flops(tokens, width, tokens)  # all heads: scores, the mix
+    return blocks * (linear + mlp + attention)

@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 
 from chiasm.errors import UnsupportedCheckpoint
-from chiasm.models import flops
+from chiasm.models.flops import linear_flops
 from chiasm.models.transformer import activation
 
 
@@ -24,7 +24,7 @@ class LinearProjector(nn.Module):
 
     def flops(self, tokens: int) -> int:
         """Operations for so many tokens."""
-        return flops.of_linear(self.linear, tokens)
+        return linear_flops(self.linear, tokens)
 
 
 class MLPProjector(nn.Module):
@@ -44,7 +44,7 @@ class MLPProjector(nn.Module):
 
     def flops(self, tokens: int) -> int:
         """Operations for so many tokens."""
-        return flops.of_linear(self.linear_1, tokens) + flops.of_linear(self.linear_2, tokens)
+        return linear_flops(self.linear_1, tokens) + linear_flops(self.linear_2, tokens)
 
 
 class PixelShuffleProjector(nn.Module):
@@ -75,4 +75,4 @@ class PixelShuffleProjector(nn.Module):
 
     def flops(self, tokens: int) -> int:
         """Operations for so many tokens of the tower."""
-        return flops.of_linear(self.linear, tokens // self.factor**2)
+        return linear_flops(self.linear, tokens // self.factor**2)

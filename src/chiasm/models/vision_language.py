@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chiasm.errors import InvalidRequest
 from chiasm.media.image import Image
+from chiasm.models.cache import KeyValueCache
 
 if TYPE_CHECKING:
-    from chiasm.models.cache import KeyValueCache
     from chiasm.models.decoder import Decoder
 
 
@@ -26,7 +26,7 @@ class ImageInputs:
     """One picture, ready for the network.
 
     pixels: float32 [tiles, 3, height, width].
-    size: (width, height) of the picture it came from.
+    size: (width, height) of the pixels it came from; `placeholder` and `count` are asked with it.
     mask: bool [tiles, height, width], where a tile has pixels and not padding; None: everywhere.
     """
 
@@ -149,3 +149,46 @@ def placed(embeddings: Tensor, ids: Tensor, image_token_id: int, features: Tenso
         )
     # Not written in place: the embeddings may need their gradient.
     return embeddings.masked_scatter(where[..., None], features.to(embeddings.dtype))
+
+
+class PicturesInText(nn.Module):
+    """The half of a `VisionLanguageModel` that all share which put features among the tokens.
+
+    A subclass sets `decoder` and `image_token_id` and brings `encode_image` and `vision_flops`.
+    """
+
+    decoder: Decoder
+    image_token_id: int
+
+    def forward(
+        self,
+        ids: Tensor,
+        features: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Hidden states after the last norm, [batch, tokens, width]; see `VisionLanguageModel`."""
+        embeddings = self.decoder.embed(ids)
+        # A single token behind others may be one that was generated: then it is text, whatever
+        # its id, as in transformers.
+        generated = features is None and cache is not None and cache.length and ids.shape[1] == 1
+        if not generated:
+            embeddings = placed(embeddings, ids, self.image_token_id, features)
+        return self.decoder(embeddings, positions=positions, mask=mask, cache=cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., width] → [..., vocabulary]."""
+        return self.decoder.logits(hidden)
+
+    def new_cache(self, *, batch: int = 1, capacity: int = 256) -> KeyValueCache:
+        """An empty cache of the network's type, on its device."""
+        weight = self.decoder.norm.weight
+        return KeyValueCache(
+            self.decoder.config,
+            batch=batch,
+            capacity=capacity,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
