@@ -77,6 +77,7 @@ def measure(name: str, folder: Path) -> list[Difference]:
 def cases() -> dict[str, Callable[[], Case]]:
     """Every case by its name, made when called."""
     import parity_decoders  # it takes `Case` and `randomise` from here
+    import parity_pictures
 
     return {
         "CLIP, quick_gelu": lambda: _clip("quick_gelu", end=119),
@@ -92,6 +93,7 @@ def cases() -> dict[str, Callable[[], Case]]:
         "BERT": lambda: _bert(pooler=True),
         "BERT, no pooler": lambda: _bert(pooler=False),
         **parity_decoders.cases(),
+        **parity_pictures.cases(),
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
 import torch
@@ -119,7 +120,7 @@ class ViT(nn.Module):
         """
         tokens = self.embed(pixels)
         found = {0: tokens}
-        for number, block in enumerate(self.blocks[: max(counts)], start=1):
+        for number, block in enumerate(islice(self.blocks, max(counts)), start=1):
             found[number] = tokens = block(tokens)
         return [found[count] for count in counts]
 
