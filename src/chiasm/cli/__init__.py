@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from chiasm import __version__, collector
+from chiasm.cli import ask as ask_command
 from chiasm.cli import shards as shards_commands
 from chiasm.cli import train as train_commands
+from chiasm.cli.ask import GeneratorName
 from chiasm.cli.interrupt import stop_on_interrupt
 from chiasm.cli.options import Device, EmbedderName, Json, Offline, read_settings
+from chiasm.cli.weights import fetch_weights
 from chiasm.errors import ChiasmError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="chiasm",
-    help="Vision-language models in production: find your pictures with words.",
+    help="Vision-language models in production: find your pictures with words, and ask them.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -37,6 +40,7 @@ collections_app = typer.Typer(help="List and delete collections.", no_args_is_he
 app.add_typer(collections_app, name="collections")
 app.add_typer(train_commands.app, name="train")
 app.add_typer(shards_commands.app, name="shards")
+app.command()(ask_command.ask)
 
 CollectionName = Annotated[
     str, typer.Option("--collection", "-c", help="The collection's name.", show_default=True)
@@ -99,6 +103,7 @@ def serve(
         int | None, typer.Option(min=0, max=65535, help="The port.", show_default="8000")
     ] = None,
     embedder: EmbedderName = None,
+    generator: GeneratorName = None,
     device: Device = None,
     offline: Offline = None,
     sample: Annotated[
@@ -111,11 +116,12 @@ def serve(
             "server.host": host,
             "server.port": port,
             "embedder": embedder,
+            "generator": generator,
             "device": device,
             "offline": offline,
         }
     )
-    _fetch_weights(settings)
+    fetch_weights(settings, settings.embedder, *filter(None, [settings.generator]))
     from chiasm import terminal
     from chiasm.server import run
 
@@ -453,23 +459,8 @@ def doctor(as_json: Json = False) -> None:
 # What the commands share ------------------------------------------------------------------------
 
 
-def _fetch_weights(settings: Settings) -> None:
-    """Make sure the embedder's files are in the cache, with progress bars while they come."""
-    from chiasm import terminal
-    from chiasm.models import catalog
-
-    with terminal.downloads() as progress:
-        catalog.ensure(
-            settings.embedder,
-            cache_dir=settings.cache_dir,
-            offline=settings.offline,
-            progress=progress,
-            catalogs=[settings.catalog],
-        )
-
-
 def _embedder(settings: Settings) -> Embedder:
-    _fetch_weights(settings)
+    fetch_weights(settings, settings.embedder)
     with collector.paused():
         from chiasm.retrieval import load_embedder
 

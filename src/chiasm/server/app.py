@@ -12,26 +12,31 @@ from fastapi import FastAPI
 from chiasm import __version__
 from chiasm.server import errors, openapi, static
 from chiasm.server.guard import BodyLimit, Envelope, TrustedOrigin, allowed_hosts
-from chiasm.server.routes import collections, embeddings, health, items, models, search
+from chiasm.server.routes import chat, collections, embeddings, health, items, models, search
 from chiasm.server.runtime import Runtime
 
 if TYPE_CHECKING:
+    from chiasm.generation import NativeGenerator
     from chiasm.retrieval import Embedder
     from chiasm.settings import Settings
 
 
 def create_app(
-    settings: Settings, *, embedder: Embedder | None = None, sample: bool = False
+    settings: Settings,
+    *,
+    embedder: Embedder | None = None,
+    generator: NativeGenerator | None = None,
+    sample: bool = False,
 ) -> FastAPI:
     """The server as an ASGI application.
 
-    embedder: used instead of the one that `settings.embedder` names.
+    embedder, generator: used instead of those that the settings name.
     sample: make the sample collection at the start when there is no collection yet.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        runtime = Runtime(settings, embedder=embedder, sample=sample)
+        runtime = Runtime(settings, embedder=embedder, generator=generator, sample=sample)
         app.state.runtime = runtime
         runtime.start()
         try:
@@ -60,7 +65,7 @@ def create_app(
     )
     app.add_middleware(Envelope)
 
-    for route in (health, models, embeddings, collections, items, search):
+    for route in (health, models, embeddings, chat, collections, items, search):
         app.include_router(route.router)
     openapi.describe(app)
     static.serve_folder(app, static.API_PAGE, prefix="/docs", policy=static.API_PAGE_POLICY)

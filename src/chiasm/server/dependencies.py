@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from chiasm.errors import UnknownModel
+from chiasm.generation import NativeGenerator
 from chiasm.server.batching import BatchingEmbedder
 from chiasm.server.runtime import Planes, Runtime
 
@@ -25,6 +26,10 @@ async def _planes(runtime: State) -> Planes:
     return await runtime.planes()
 
 
+async def _generator(runtime: State) -> NativeGenerator:
+    return await runtime.generator()
+
+
 State = Annotated[Runtime, Depends(_runtime)]
 """The runtime, loaded or not."""
 
@@ -34,6 +39,9 @@ Loaded = Annotated[Planes, Depends(_planes)]
 LoadedEmbedder = Annotated[BatchingEmbedder, Depends(_embedder)]
 """The embedder alone: for what needs no collection, and need not wait for them."""
 
+LoadedGenerator = Annotated[NativeGenerator, Depends(_generator)]
+"""The model that answers questions."""
+
 
 def served_names(embedder: BatchingEmbedder, runtime: Runtime) -> list[str]:
     """Names that mean the embedder served here, its own first."""
@@ -41,8 +49,21 @@ def served_names(embedder: BatchingEmbedder, runtime: Runtime) -> list[str]:
 
 
 def find_model(name: str, embedder: BatchingEmbedder, runtime: Runtime) -> str:
-    """`name`, if a model answers to it here. Raises `UnknownModel` with the nearest names."""
-    names = served_names(embedder, runtime)
+    """`name`, if an embedder answers to it here. Raises UnknownModel with the nearest names."""
+    return _found(name, served_names(embedder, runtime))
+
+
+def generator_names(generator: NativeGenerator, runtime: Runtime) -> list[str]:
+    """Names that mean the generator served here, its own first."""
+    return list(dict.fromkeys((generator.name, runtime.settings.generator or generator.name)))
+
+
+def find_generator(name: str, generator: NativeGenerator, runtime: Runtime) -> str:
+    """`name`, if a generator answers to it here; "default" always does. Raises UnknownModel."""
+    return _found(name, [*generator_names(generator, runtime), "default"])
+
+
+def _found(name: str, names: list[str]) -> str:
     if name in names:
         return name
     near = difflib.get_close_matches(name, names, cutoff=0.5)

@@ -3,7 +3,8 @@
 Importing torch and the vector store and reading the weights take seconds. They happen in a thread
 that starts with the server: `/healthz` answers meanwhile, `/readyz` tells the truth, and every
 other route waits a moment before it says `not_ready`. The embedder comes first: it answers before
-the vector store is there.
+the vector store is there. The generator comes last, in a thread of its own: searches need not wait
+for it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import anyio
 import anyio.to_thread
 
 from chiasm import collector
-from chiasm.errors import ChiasmError, NoSpace, NotReady, WeightsError
+from chiasm.errors import ChiasmError, NoSpace, NotReady, UnknownModel, WeightsError
 from chiasm.server.batching import BatchingEmbedder
 from chiasm.server.errors import INTERNAL, log_unexpected
 from chiasm.server.pictures import PictureOpener
 
 if TYPE_CHECKING:
+    from chiasm.generation import NativeGenerator
     from chiasm.retrieval import Embedder, Library
     from chiasm.settings import Settings
 
@@ -56,8 +58,8 @@ class LoadingProgress:
     doing: what is going on while nothing is downloaded.
     """
 
-    def __init__(self) -> None:
-        self.doing = "loading the embedder"
+    def __init__(self, doing: str) -> None:
+        self.doing = doing
         self._label = ""
         self._done = 0
         self._total: int | None = None
@@ -85,10 +87,15 @@ class Runtime:
     """Loads the planes, waits for them, and runs blocking work in bounded threads."""
 
     def __init__(
-        self, settings: Settings, *, embedder: Embedder | None = None, sample: bool = False
+        self,
+        settings: Settings,
+        *,
+        embedder: Embedder | None = None,
+        generator: NativeGenerator | None = None,
+        sample: bool = False,
     ) -> None:
         self.settings = settings
-        self.progress = LoadingProgress()
+        self.progress = LoadingProgress("loading the embedder")
         self.pictures = PictureOpener(settings.media)
         self.started_at = int(time.time())
         self._given = embedder
@@ -96,10 +103,16 @@ class Runtime:
         self._embedder: BatchingEmbedder | None = None
         self._planes: Planes | None = None
         self._failure: ChiasmError | None = None
+        self._generator = generator
+        self._generator_failure: ChiasmError | None = None
+        self._generator_progress = LoadingProgress("loading the generator")
         self._stop = threading.Event()
         self._short = anyio.CapacityLimiter(_THREADS)
         self._long = anyio.CapacityLimiter(_THREADS)
         self._loader = threading.Thread(target=self._load, name="loading", daemon=True)
+        self._generator_loader = threading.Thread(
+            target=self._load_generator, name="loading the generator", daemon=True
+        )
 
     def start(self) -> None:
         """Begin to load."""
@@ -108,8 +121,11 @@ class Runtime:
     def close(self) -> None:
         """Refuse what comes and finish what is under way. Blocks."""
         self._stop.set()
-        if self._loader.is_alive():
-            self._loader.join(_LAST_WORDS_SECONDS)
+        for loader in (self._loader, self._generator_loader):
+            if loader.is_alive():
+                loader.join(_LAST_WORDS_SECONDS)
+        if self._generator is not None:
+            self._generator.close()
         if self._embedder is not None:
             self._embedder.close()
         if self._planes is not None:
@@ -127,22 +143,22 @@ class Runtime:
 
     def check(self) -> Planes:
         """The planes, or `NotReady` with the error that loading ended with."""
-        return self._loaded(self._planes)
+        return self._loaded(self._planes, self._failure, self.progress)
 
-    def _loaded(self, part: Part | None) -> Part:
+    def _loaded(
+        self, part: Part | None, failure: ChiasmError | None, progress: LoadingProgress
+    ) -> Part:
         """`part`, or why it is not there."""
         if self._stop.is_set():
             raise NotReady("The server is stopping.")
         if part is not None:
             return part
-        if self._failure is not None:
+        if failure is not None:
             # Whatever it is, it is not the caller's fault: never a 400 or a 404.
-            unready = NotReady(self._failure.message, hint=self._failure.hint)
-            unready.code = self._failure.code or "internal_error"
+            unready = NotReady(failure.message, hint=failure.hint)
+            unready.code = failure.code or "internal_error"
             raise unready
-        raise NotReady(
-            f"The server is still starting: {self.progress}.", hint="Try again in a moment."
-        )
+        raise NotReady(f"The server is still starting: {progress}.", hint="Try again in a moment.")
 
     def check_all(self) -> Planes:
         """As `check`, and the sample is there, too, where one was wanted."""
@@ -153,18 +169,41 @@ class Runtime:
 
     async def planes(self) -> Planes:
         """The planes; waits a few seconds for them while they load."""
-        return await self._await(lambda: self._planes)
+        await self._await(lambda: self._planes is not None or self._failure is not None)
+        return self.check()
 
     async def embedder(self) -> BatchingEmbedder:
         """The embedder alone, which is there sooner; waits as `planes` does."""
-        return await self._await(lambda: self._embedder)
+        await self._await(lambda: self._embedder is not None or self._failure is not None)
+        return self._loaded(self._embedder, self._failure, self.progress)
 
-    async def _await(self, part: Callable[[], Part | None]) -> Part:
+    async def generator(self) -> NativeGenerator:
+        """The model that answers questions; waits as `planes` does.
+
+        Raises UnknownModel where the settings name none.
+        """
+        if self._generator is None and not self.settings.generator:
+            raise UnknownModel(
+                "This server answers no questions: its setting `generator` is empty.",
+                hint="Start it with --generator default-vlm.",
+                param="model",
+            )
+        await self._await(
+            lambda: self._generator is not None or self._generator_failure is not None
+        )
+        failure = self._generator_failure or self._failure
+        return self._loaded(self._generator, failure, self._generator_progress)
+
+    @property
+    def generator_if_loaded(self) -> NativeGenerator | None:
+        """The generator, where it is there already."""
+        return self._generator
+
+    async def _await(self, settled: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         # The loader is a thread and may try several times: no event of the loop's to wait for.
-        while part() is None and self._failure is None and time.monotonic() < deadline:  # noqa: ASYNC110
+        while not settled() and not self._stop.is_set() and time.monotonic() < deadline:  # noqa: ASYNC110
             await anyio.sleep(0.02)
-        return self._loaded(part())
 
     async def run(
         self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -189,6 +228,8 @@ class Runtime:
                 with collector.paused():
                     self._planes = self._load_once()
                 self._failure = None
+                if self._generator is None and self.settings.generator:
+                    self._generator_loader.start()
                 if self._sample:
                     self._add_sample(self._planes.library)
             except (WeightsError, NoSpace) as error:
@@ -203,6 +244,36 @@ class Runtime:
             except Exception as error:
                 log_unexpected(error, "loading")
                 self._failure = ChiasmError(f"{INTERNAL} It could not load its models.")
+            return
+
+    def _load_generator(self) -> None:
+        """Load the model that answers; what a network or a disk can mend is tried again."""
+        from chiasm.generation import load_native_generator
+
+        delay = _FIRST_RETRY_SECONDS
+        while not self._stop.is_set():
+            started = time.perf_counter()
+            try:
+                self._generator = load_native_generator(
+                    self.settings, progress=self._generator_progress
+                )
+            except ChiasmError as error:
+                self._generator_failure = error
+                mendable = isinstance(error, WeightsError | NoSpace)
+                again = f" Trying again in {delay:.0f} s." if mendable else ""
+                log.error("the generator: %s%s", error, again)
+                if not mendable:
+                    return
+                self._stop.wait(delay)
+                delay = min(2 * delay, _LAST_RETRY_SECONDS)
+                continue
+            except Exception as error:
+                log_unexpected(error, "loading the generator")
+                self._generator_failure = ChiasmError(f"{INTERNAL} It could not load its models.")
+                return
+            self._generator_failure = None
+            seconds = time.perf_counter() - started
+            log.info("ready to answer: %s, loaded in %.1f s", self._generator.name, seconds)
             return
 
     def _add_sample(self, library: Library) -> None:

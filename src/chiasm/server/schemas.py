@@ -58,7 +58,7 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-def _example(**body: Any) -> ConfigDict:
+def example(**body: Any) -> ConfigDict:
     """A body to try: without one, the API's page makes one up of all optional fields."""
     return ConfigDict(json_schema_extra={"examples": [body]})
 
@@ -85,13 +85,20 @@ class ErrorResponse(BaseModel):
 
 
 class Model(BaseModel):
-    """An embedder that is served here."""
+    """An embedder or a generator that is served here."""
 
     id: str = Field(examples=["default"])
     object: Literal["model"] = "model"
     created: int = Field(description="Unix time at which the server started.")
     owned_by: str = "chiasm"
-    dimension: int = Field(description="Length of its vectors.", examples=[512])
+    kind: Literal["embedding", "chat"] = Field(description="Which endpoints take it.")
+    dimension: int | None = Field(
+        default=None, description="Length of an embedder's vectors.", examples=[512]
+    )
+    context: int | None = Field(
+        default=None, description="Tokens a generator reads, pictures and answer included."
+    )
+    vision: bool | None = Field(default=None, description="Whether a generator reads pictures.")
     digest: str = Field(description="SHA-256 over configuration and weights.")
 
 
@@ -152,7 +159,7 @@ class EmbeddingRequest(Request):
     `usage.prompt_tokens` says how much it was.
     """
 
-    model_config = _example(
+    model_config = example(
         model="default",
         input=[
             "a red bicycle",
@@ -287,7 +294,7 @@ class NewItemObject(Request):
 class NewItems(Request):
     """Pictures to add."""
 
-    model_config = _example(
+    model_config = example(
         items=[{"image": EXAMPLE_PICTURE, "text": "a red square", "metadata": {"color": "red"}}]
     )
 
@@ -316,7 +323,7 @@ class AddedItems(BaseModel):
 class ItemChanges(Request):
     """What to change; what is absent stays."""
 
-    model_config = _example(text="a red square", metadata={"color": "red", "price": 9.5})
+    model_config = example(text="a red square", metadata={"color": "red", "price": 9.5})
 
     text: str | None = Field(default=None, max_length=LONGEST_TEXT)
     metadata: Metadata | None = Field(default=None, description="Replaces all of the old metadata.")
@@ -336,7 +343,7 @@ class DeletedItem(BaseModel):
 class SearchRequest(Request):
     """What to look for: words, a picture, both, or the neighbours of an item."""
 
-    model_config = _example(text="a cat on a sofa", limit=10)
+    model_config = example(text="a cat on a sofa", limit=10)
 
     text: str | None = Field(default=None, max_length=LONGEST_TEXT, examples=["a cat on a sofa"])
     image: DataUrl | None = None

@@ -6,7 +6,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,12 @@ class NativeGenerator:
         """Whether it reads pictures."""
         return self.checkpoint.images is not None
 
-    async def stream(self, request: Request) -> AsyncIterator[Event]:
+    @property
+    def decode_side(self) -> int | None:
+        """The shorter side in pixels that is enough of a picture; None: all there is."""
+        return getattr(self.checkpoint.images, "decode_side", None)
+
+    async def stream(self, request: Request) -> AsyncGenerator[Event]:
         """As `Generator.stream`. Closing the iterator stops the work before the next token."""
         loop = asyncio.get_running_loop()
         said: asyncio.Queue[Said] = asyncio.Queue()

@@ -15,23 +15,16 @@ from chiasm.errors import InvalidRequest
 from chiasm.server.batching import BatchingEmbedder, Vectors
 from chiasm.server.dependencies import LoadedEmbedder, State, find_model
 from chiasm.server.openapi import refusals
-from chiasm.server.pictures import Encoded, Opened, from_data_url
+from chiasm.server.parts import Part, read_part, read_text, refuse
+from chiasm.server.pictures import Encoded, Opened
 from chiasm.server.runtime import Runtime
-from chiasm.server.schemas import (
-    LONGEST_TEXT,
-    MOST_INPUTS,
-    EmbeddingRequest,
-    EmbeddingResponse,
-    is_unicode,
-)
+from chiasm.server.schemas import MOST_INPUTS, EmbeddingRequest, EmbeddingResponse
 
 if TYPE_CHECKING:
     from chiasm.media import Image
+    from chiasm.media.limits import Limits
 
 router = APIRouter(prefix="/v1", tags=["embeddings"])
-
-Part = str | Encoded
-"""A text, or a picture that is not decoded yet."""
 
 
 @router.post(
@@ -55,7 +48,7 @@ async def create_embedding(
             hint="Leave `dimensions` out.",
             param="dimensions",
         )
-    inputs = await runtime.run(_read_inputs, body.input, runtime)
+    inputs = await runtime.run(_read_inputs, body.input, runtime.settings.media)
     texts = [part for parts in inputs for part in parts if isinstance(part, str)]
     pictures = [part for parts in inputs for part in parts if isinstance(part, Encoded)]
     text_vectors = await runtime.embed(embedder.embed_texts, texts)
@@ -132,80 +125,39 @@ def _floats(vector: Vectors) -> list[float]:
 
 
 # Reading `input` --------------------------------------------------------------------------------
-# By hand: of the dozen branches of the union pydantic would report each one's failure, and a
-# caller who mistyped one part would have to guess which of them was meant.
 
 
-def _read_inputs(value: Any, runtime: Runtime) -> list[list[Part]]:
+def _read_inputs(value: Any, limits: Limits) -> list[list[Part]]:
     if isinstance(value, str):
-        return [[_text(value, "input")]]
+        return [[read_text(value, "input")]]
     if not isinstance(value, list):
-        _refuse("input", "must be a text or a list of inputs")
+        refuse("input", "must be a text or a list of inputs")
     if not value:
-        _refuse("input", "is empty", hint="Send at least one text or picture.")
+        refuse("input", "is empty", hint="Send at least one text or picture.")
     if isinstance(value[0], int) and not isinstance(value[0], bool):
         _refuse_tokens("input")
     if len(value) > MOST_INPUTS:
-        _refuse("input", f"has {len(value):,} entries; {MOST_INPUTS:,} are the most")
+        refuse("input", f"has {len(value):,} entries; {MOST_INPUTS:,} are the most")
     inputs: list[list[Part]] = []
     for index, entry in enumerate(value):
         place = f"input[{index}]"
         if isinstance(entry, list):
             if not entry:
-                _refuse(place, "is empty", hint="Give it at least one part.")
+                refuse(place, "is empty", hint="Give it at least one part.")
             if isinstance(entry[0], int) and not isinstance(entry[0], bool):
                 _refuse_tokens(place)
-            parts = [_part(part, f"{place}[{at}]", runtime) for at, part in enumerate(entry)]
+            parts = [read_part(part, f"{place}[{at}]", limits) for at, part in enumerate(entry)]
             inputs.append(parts)
         else:
-            inputs.append([_part(entry, place, runtime)])
+            inputs.append([read_part(entry, place, limits)])
     if sum(map(len, inputs)) > MOST_INPUTS:
-        _refuse("input", f"has more than {MOST_INPUTS:,} parts in all, which are the most")
+        refuse("input", f"has more than {MOST_INPUTS:,} parts in all, which are the most")
     return inputs
 
 
-def _part(value: Any, place: str, runtime: Runtime) -> Part:
-    if isinstance(value, str):
-        return _text(value, place)
-    if not isinstance(value, dict):
-        _refuse(place, "must be a text, a part or a list of parts")
-    if value.get("type") == "text":
-        return _text(value.get("text"), f"{place}.text")
-    if value.get("type") != "image_url":
-        _refuse(f"{place}.type", 'must be "text" or "image_url"')
-    image, place = value.get("image_url"), f"{place}.image_url"
-    if isinstance(image, dict):
-        image, place = image.get("url"), f"{place}.url"
-    if not isinstance(image, str):
-        _refuse(place, "must be a data URL")
-    return from_data_url(image, limits=runtime.settings.media, name=place)
-
-
-def _text(value: Any, place: str) -> str:
-    if not isinstance(value, str):
-        _refuse(place, "must be a text")
-    if not value:
-        _refuse(place, "is an empty text", hint="An empty text has no meaning to embed.")
-    if not is_unicode(value):
-        _refuse(place, "holds half of a surrogate pair, which is no character")
-    if len(value) > LONGEST_TEXT:
-        _refuse(place, f"has {len(value):,} characters; {LONGEST_TEXT:,} are the most")
-    if value[:5].lower() == "data:" and ";base64," in value[:200]:
-        _refuse(
-            place,
-            "is a data URL where a text belongs",
-            hint='Send a picture as {"type": "image_url", "image_url": {"url": "data:…"}}.',
-        )
-    return value
-
-
 def _refuse_tokens(place: str) -> NoReturn:
-    _refuse(
+    refuse(
         place,
         "is a list of token ids, which mean nothing to this model's tokenizer",
         hint="Send the text itself.",
     )
-
-
-def _refuse(place: str, what: str, *, hint: str | None = None) -> NoReturn:
-    raise InvalidRequest(f"{place} {what}.", hint=hint, param=place)

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from chiasm.generation import NativeGenerator
 from chiasm.server.batching import BatchingEmbedder
-from chiasm.server.dependencies import LoadedEmbedder, State, find_model, served_names
+from chiasm.server.dependencies import (
+    LoadedEmbedder,
+    State,
+    find_model,
+    generator_names,
+    served_names,
+)
 from chiasm.server.openapi import refusals
 from chiasm.server.runtime import Runtime
 from chiasm.server.schemas import Model, ModelList
@@ -13,28 +20,53 @@ from chiasm.server.schemas import Model, ModelList
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-@router.get("", operation_id="list_models", summary="List the models")
+@router.get(
+    "", operation_id="list_models", summary="List the models", response_model_exclude_none=True
+)
 async def list_models(embedder: LoadedEmbedder, runtime: State) -> ModelList:
-    """Every name that `/v1/embeddings` takes as `model`."""
-    names = served_names(embedder, runtime)
-    return ModelList(data=[_model(name, embedder, runtime) for name in names])
+    """Every name that `/v1/embeddings` or `/v1/chat/completions` takes as `model`.
+
+    A generator is listed once it is loaded.
+    """
+    models = [_embedder(name, embedder, runtime) for name in served_names(embedder, runtime)]
+    generator = runtime.generator_if_loaded
+    if generator is not None:
+        names = generator_names(generator, runtime)
+        models += [_generator(name, generator, runtime) for name in names]
+    return ModelList(data=models)
 
 
 @router.get(
     "/{model:path}",
     operation_id="retrieve_model",
     summary="Look at a model",
+    response_model_exclude_none=True,
     responses=refusals(404),
 )
 async def retrieve_model(model: str, embedder: LoadedEmbedder, runtime: State) -> Model:
     """One model, by its id."""
-    return _model(find_model(model, embedder, runtime), embedder, runtime)
+    generator = runtime.generator_if_loaded
+    if generator is not None and model in generator_names(generator, runtime):
+        return _generator(model, generator, runtime)
+    return _embedder(find_model(model, embedder, runtime), embedder, runtime)
 
 
-def _model(name: str, embedder: BatchingEmbedder, runtime: Runtime) -> Model:
+def _embedder(name: str, embedder: BatchingEmbedder, runtime: Runtime) -> Model:
     return Model(
         id=name,
         created=runtime.started_at,
+        kind="embedding",
         dimension=embedder.dimension,
         digest=embedder.digest,
+    )
+
+
+def _generator(name: str, generator: NativeGenerator, runtime: Runtime) -> Model:
+    return Model(
+        id=name,
+        created=runtime.started_at,
+        kind="chat",
+        context=generator.context,
+        vision=generator.sees,
+        digest=generator.digest,
     )

@@ -1,0 +1,73 @@
+"""Small models of random weights that talk: a text one, and a LLaVA."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from chiasm.models.chat import ChatTokenizer
+from chiasm.models.decoder import Decoder, DecoderConfig
+from chiasm.models.generator import GeneratorCheckpoint
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n{% else %}"
+    "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<pad>")
+TEXT = (
+    "What is in this picture? A red bicycle leans against a wall, and a grey cat sits on it. "
+    "How many birds can be seen? Two. I can't tell. Där står en häst på ängen. 你好，世界。 "
+    '{"name": "cat", "count": 3, "sure": true} '
+)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A byte-level BPE of 400 tokens with ChatML's template."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[AddedToken(token, special=True) for token in SPECIAL],
+    )
+    backend.train_from_iterator([TEXT] * 4, trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<pad>",
+        "chat_template": CHATML,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def tiny_language_model(folder: Path, *, context: int = 512, seed: int = 0) -> GeneratorCheckpoint:
+    """A Llama of two layers."""
+    write_tokenizer(folder)
+    tokenizer = ChatTokenizer.from_folder(folder)
+    torch.manual_seed(seed)
+    config = DecoderConfig(
+        vocab_size=tokenizer.vocabulary,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+    )
+    model = Decoder(config).eval().requires_grad_(False)
+    for parameter in model.parameters():  # livelier than an initialisation: answers differ
+        if parameter.ndim > 1:
+            parameter.mul_(12)
+    return GeneratorCheckpoint(model, None, tokenizer, "tiny", "d" * 64)
