@@ -76,7 +76,8 @@ def measure(name: str, folder: Path) -> list[Difference]:
 
 def cases() -> dict[str, Callable[[], Case]]:
     """Every case by its name, made when called."""
-    import parity_decoders  # it takes `Case` and `randomise` from here
+    import parity_decoders  # they take `Case` and `randomise` from here
+    import parity_flamingo
     import parity_pictures
 
     return {
@@ -93,6 +94,7 @@ def cases() -> dict[str, Callable[[], Case]]:
         "BERT": lambda: _bert(pooler=True),
         "BERT, no pooler": lambda: _bert(pooler=False),
         **parity_decoders.cases(),
+        **parity_flamingo.cases(),
         **parity_pictures.cases(),
     }
 
