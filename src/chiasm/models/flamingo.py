@@ -217,6 +217,9 @@ class Flamingo(nn.Module):
         """
         seen = cache if isinstance(cache, FlamingoCache) else None
         images = ids == self.image_token_id
+        if features is None and seen is not None and seen.length and ids.shape[1] == 1:
+            # It may have been generated: then it is text, whatever its id, as in transformers.
+            images = torch.zeros_like(images)
         latents = self._latents(int(images.sum()), features)
         numbers = looked_at(
             images,
