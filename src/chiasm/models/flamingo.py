@@ -20,6 +20,7 @@ from chiasm.models.cache import KeyValueCache
 from chiasm.models.clip import IMAGE_TOWER
 from chiasm.models.configuration import at_least_one
 from chiasm.models.decoder import BODY, Decoder, DecoderConfig
+from chiasm.models.flops import blocks_flops, product_flops
 from chiasm.models.gated_cross_attention import (
     NO_PICTURE,
     GatedCrossAttention,
@@ -268,16 +269,15 @@ class Flamingo(nn.Module):
 
     def vision_flops(self, inputs: ImageInputs) -> int:
         """Floating-point operations of `encode_image` in matrix products."""
-        pictures, channels, height, width = inputs.pixels.shape
         tower = self.config.vision_config.tower
+        pictures, channels, height, width = inputs.pixels.shape
         patches = (height // tower.patch_size) * (width // tower.patch_size)
-        tokens, wide = patches + 1, tower.hidden_size
-        embedding = 2 * patches * channels * tower.patch_size**2 * wide
-        block = 2 * tokens * wide * (4 * wide + 2 * tower.intermediate_size) + 4 * tokens**2 * wide
-        each = embedding + tower.num_hidden_layers * block
-        if self.resampler is not None:
-            each += self.resampler.flops(tokens)
-        return pictures * each
+        embedding = product_flops(
+            pictures * patches, channels * tower.patch_size**2, tower.hidden_size
+        )
+        blocks = blocks_flops(tower, tower.num_hidden_layers, pictures, patches + 1)
+        resampler = 0 if self.resampler is None else self.resampler.flops(pictures, patches + 1)
+        return embedding + blocks + resampler
 
     def _latents(self, images: int, features: Tensor | None) -> Tensor:
         """The pictures apart, [pictures, latents, vision width]."""

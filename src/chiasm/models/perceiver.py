@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chiasm.models.configuration import at_least_one
+from chiasm.models.flops import product_flops
 
 _EXPANSION = 4  # how much wider than the latents the hidden layer of their MLP is
 
@@ -116,11 +117,13 @@ class PerceiverResampler(nn.Module):
             latents = block(latents, context)
         return self.norm(latents)
 
-    def flops(self, tokens: int) -> int:
-        """Operations in matrix products for one picture of so many tokens; see `vision_flops`."""
+    def flops(self, pictures: int, tokens: int) -> int:
+        """Operations in matrix products for so many pictures of so many tokens each."""
         latents, width = self.latents.shape
         inner, read = self.config.inner_width, tokens + latents
-        projections = 2 * width * inner * (latents + 2 * read + latents)  # q, k and v, out
-        attention = 4 * latents * read * inner
-        mlp = 4 * latents * width * _EXPANSION * width
-        return self.config.resampler_depth * (projections + attention + mlp)
+        one_way = product_flops(latents, width, inner)  # queries; as much for the output
+        keys_and_values = product_flops(read, width, 2 * inner)
+        attention = 2 * product_flops(latents, inner, read)  # all heads: scores, the mix
+        mlp = 2 * product_flops(latents, width, _EXPANSION * width)
+        block = 2 * one_way + keys_and_values + attention + mlp
+        return pictures * self.config.resampler_depth * block
