@@ -37,16 +37,25 @@ from chiasm.models import (
 from chiasm.models.catalog import Progress
 from chiasm.models.configuration import read_config, write_config
 from chiasm.models.dual_encoder import DualEncoder
+from chiasm.models.idefics3_reader import Idefics3Reader
+from chiasm.models.idefics_reader import IdeficsReader
 from chiasm.models.layout import Layout
+from chiasm.models.llava_reader import LLaVANeXTReader, LLaVAReader
 from chiasm.models.preprocess import AnyPreprocessor, preprocessor_from_config
+from chiasm.models.processor_files import ProcessorFiles, named_tokens
 from chiasm.models.skeleton import without_weights
 from chiasm.models.tokenizer import TOKENIZER_FILES, TextRules, Tokenizer
+from chiasm.models.vision_language import ImageReader
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+# Readers that a processor's file describes besides the image processor's.
+WholeReader = LLaVAReader | LLaVANeXTReader | Idefics3Reader
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class Architecture:
     optional: keyword of `model` → the published name of a tensor whose presence switches that
         part on, for parts that no configuration tells.
     texts: what a dual encoder asks of its texts; None for a single tower.
+    images: makes the reader of a vision-language model's pictures from the processor's files.
     """
 
     model: Callable[..., nn.Module]
@@ -64,6 +74,7 @@ class Architecture:
     layout: Layout
     optional: Mapping[str, str] = field(default_factory=dict)
     texts: TextRules | None = None
+    images: Callable[[ProcessorFiles], ImageReader] | None = None
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -76,21 +87,35 @@ ARCHITECTURES: dict[str, Architecture] = {
         name: Architecture(decoder.Decoder, config, decoder.LAYOUT)
         for name, config in decoder.DECODERS.items()
     },
-    "idefics": Architecture(flamingo.Flamingo, flamingo.IdeficsConfig, flamingo.LAYOUT),
+    "idefics": Architecture(
+        flamingo.Flamingo,
+        flamingo.IdeficsConfig,
+        flamingo.LAYOUT,
+        images=lambda files: IdeficsReader.from_config(files.image_processor),
+    ),
     **{
         config.model_type: Architecture(
-            idefics3.Idefics3, config, idefics3.LAYOUT, optional={"head": idefics3.HEAD}
+            idefics3.Idefics3,
+            config,
+            idefics3.LAYOUT,
+            optional={"head": idefics3.HEAD},
+            images=Idefics3Reader.from_files,
         )
         for config in (idefics3.Idefics3Config, idefics3.SmolVLMConfig)
     },
     "llava": Architecture(
-        llava.LLaVA, llava.LLaVAConfig, llava.LAYOUT, optional={"head": llava.HEAD}
+        llava.LLaVA,
+        llava.LLaVAConfig,
+        llava.LAYOUT,
+        optional={"head": llava.HEAD},
+        images=LLaVAReader.from_files,
     ),
     "llava_next": Architecture(
         llava_next.LLaVANeXT,
         llava_next.LLaVANeXTConfig,
         llava.LAYOUT,
         optional={"head": llava.HEAD},
+        images=LLaVANeXTReader.from_files,
     ),
     "siglip": Architecture(
         siglip.SigLIP,
@@ -229,14 +254,50 @@ def load_model(folder: Path | str) -> nn.Module:
 
 def load_preprocessor(folder: Path | str) -> AnyPreprocessor:
     """What `preprocessor_config.json` (or the processor's file that replaces it) describes."""
-    path = Path(folder) / PREPROCESSOR
-    if path.is_file() or not path.with_name(PROCESSOR).is_file():
-        entries = read_json(path)
-    else:
-        path = path.with_name(PROCESSOR)
-        entries = read_json(path).get("image_processor") or {}
+    path, entries = _image_processor(Path(folder))
     with _naming(path):
         return preprocessor_from_config(entries)
+
+
+def load_image_reader(folder: Path | str) -> ImageReader:
+    """How the vision-language model in `folder` reads pictures, from its processor's files.
+
+    Raises UnsupportedCheckpoint if there are none, or none that can be read.
+    """
+    folder = Path(folder)
+    network = read_json(folder / CONFIG)
+    make = _architecture(network, folder).images
+    if make is None:
+        raise UnsupportedCheckpoint(
+            f"{folder} holds a {network['model_type']}, which reads no pictures in a text."
+        )
+    path, entries = _image_processor(folder)
+    files = ProcessorFiles(
+        entries,
+        processor=_json_if_there(folder / PROCESSOR),
+        network=network,
+        tokens=named_tokens(_json_if_there(folder / TOKENIZER_CONFIG)),
+    )
+    with _naming(path):
+        return make(files)
+
+
+def _image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The image processor's entries, and the file they stand in."""
+    path = folder / PREPROCESSOR
+    if path.is_file() or not (folder / PROCESSOR).is_file():
+        return path, read_json(path)
+    path = folder / PROCESSOR
+    entries = read_json(path).get("image_processor")
+    if not isinstance(entries, dict):
+        raise UnsupportedCheckpoint(
+            f"{folder} holds no {PREPROCESSOR}, and {PROCESSOR} has no entry image_processor."
+        )
+    return path, entries
+
+
+def _json_if_there(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -349,12 +410,13 @@ def _naming(path: Path) -> Iterator[None]:
 def save_checkpoint(
     folder: Path | str,
     model: nn.Module,
-    preprocessor: AnyPreprocessor | None = None,
+    preprocessor: AnyPreprocessor | IdeficsReader | WholeReader | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> None:
     """Write the published layout. Each file appears complete or not at all.
 
     The weights come last, so a folder that has them has everything.
+    preprocessor: of a vision-language model its pictures' reader.
     """
     folder = Path(folder)
     config: Any = model.config
@@ -365,6 +427,8 @@ def save_checkpoint(
     write_json(folder / CONFIG, entries)
     if preprocessor is not None:
         write_json(folder / PREPROCESSOR, preprocessor.to_config())
+    if isinstance(preprocessor, WholeReader):
+        write_json(folder / PROCESSOR, preprocessor.processor_config())
     if tokenizer is not None:
         tokenizer.save(folder)
     tensors = architecture.layout.write(

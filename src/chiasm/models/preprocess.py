@@ -37,15 +37,19 @@ _SHARED_DEFAULTS: dict[str, Any] = {
     "image_mean": _HALF,
     "image_std": _HALF,
 }
+_CLIP_DEFAULTS: dict[str, Any] = {
+    "size": {"shortest_edge": 224},
+    "do_center_crop": True,
+    "crop_size": {"height": 224, "width": 224},
+    "resample": 3,
+    "image_mean": _CLIP_MEAN,
+    "image_std": _CLIP_STD,
+}
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "CLIPImageProcessor": {
-        "size": {"shortest_edge": 224},
-        "do_center_crop": True,
-        "crop_size": {"height": 224, "width": 224},
-        "resample": 3,
-        "image_mean": _CLIP_MEAN,
-        "image_std": _CLIP_STD,
-    },
+    "CLIPImageProcessor": _CLIP_DEFAULTS,
+    # What these do besides is in `llava_reader`.
+    "LlavaImageProcessor": _CLIP_DEFAULTS,
+    "LlavaNextImageProcessor": _CLIP_DEFAULTS,
     "SiglipImageProcessor": {"size": {"height": 224, "width": 224}, "resample": 3},
     "ViTImageProcessor": {"size": {"height": 224, "width": 224}, "resample": 2},
     "ConvNextImageProcessor": {
