@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,24 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Train models from recipe files.", no_args_is_help=True)
 
+RecipeFile = Annotated[
+    Path | None, typer.Argument(help="The recipe: a TOML file.", show_default=False)
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a value: --set optimizer.rate=1e-4; repeatable."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(help="The run's folder.", show_default="runs/ and the recipe's name"),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the newest snapshot in the folder.")
+]
+Show = Annotated[
+    bool, typer.Option("--show", help="Print the recipe with every default, and stop.")
+]
+
 
 @app.callback()
 def _root() -> None:
@@ -24,23 +43,11 @@ def _root() -> None:
 
 @app.command()
 def clip(
-    recipe: Annotated[
-        Path | None, typer.Argument(help="The recipe: a TOML file.", show_default=False)
-    ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change a value: --set optimizer.rate=1e-4; repeatable."),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="The run's folder.", show_default="runs/ and the recipe's name"),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest snapshot in the folder.")
-    ] = False,
-    show: Annotated[
-        bool, typer.Option("--show", help="Print the recipe with every default, and stop.")
-    ] = False,
+    recipe: RecipeFile = None,
+    changes: Changes = None,
+    output: Output = None,
+    resume: Resume = False,
+    show: Show = False,
     name: Annotated[
         str | None,
         typer.Option(help="Add the result to your catalogue under this name, for --embedder."),
@@ -51,40 +58,132 @@ def clip(
 ) -> None:
     """Train a dual encoder, CLIP's way or SigLIP's, or fine-tune one."""
     from chiasm.training.recipe import ContrastiveRecipe
+
+    wanted = _recipe(ContrastiveRecipe, "clip", recipe, changes, show=show, as_json=as_json)
+    if wanted is None:
+        return
+
+    def train(folder: Path, **options: Any) -> Trained:
+        from chiasm.training.contrastive import train_contrastive
+
+        return train_contrastive(wanted, folder, **options)
+
+    _run(
+        train,
+        wanted.loop.steps,
+        _folder(output, recipe),
+        resume=resume,
+        name=name,
+        kind="dual-encoder",
+        command="clip",
+        use="chiasm serve --embedder",
+        settings=read_settings({"device": device, "offline": offline}),
+        as_json=as_json,
+    )
+
+
+@app.command()
+def vlm(
+    recipe: RecipeFile = None,
+    changes: Changes = None,
+    output: Output = None,
+    resume: Resume = False,
+    show: Show = False,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Add the result to your catalogue under this name, for --generator."),
+    ] = None,
+    device: Device = None,
+    offline: Offline = None,
+    as_json: Json = False,
+) -> None:
+    """Train a vision-language model: align a projector, or tune on conversations."""
+    from chiasm.training.instruct_recipe import InstructRecipe
+
+    wanted = _recipe(InstructRecipe, "vlm", recipe, changes, show=show, as_json=as_json)
+    if wanted is None:
+        return
+
+    def train(folder: Path, **options: Any) -> Trained:
+        from chiasm.training.instruct import train_vlm
+
+        return train_vlm(wanted, folder, **options)
+
+    _run(
+        train,
+        wanted.loop.steps,
+        _folder(output, recipe),
+        resume=resume,
+        name=name,
+        kind="vision-language-model",
+        command="vlm",
+        use="chiasm ask --generator",
+        settings=read_settings({"device": device, "offline": offline}),
+        as_json=as_json,
+    )
+
+
+def _recipe(
+    kind: Any,
+    command: str,
+    path: Path | None,
+    changes: list[str] | None,
+    *,
+    show: bool,
+    as_json: bool,
+) -> Any:
+    """The recipe to train, or None if it was only to be shown."""
+    from chiasm import terminal
     from chiasm.training.recipe_file import as_table, build_recipe, read_recipe, show_recipe
 
-    if recipe is None:
+    if path is None:
         if not show:
             raise InvalidRequest(
                 "There is no recipe to train.",
-                hint="Write one, beginning with what `chiasm train clip --show` prints.",
+                hint=f"Write one, beginning with what `chiasm train {command} --show` prints.",
                 param="recipe",
             )
-        wanted = build_recipe(ContrastiveRecipe, {}, "the defaults")
+        wanted = build_recipe(kind, {}, "the defaults")
     else:
-        wanted = read_recipe(ContrastiveRecipe, recipe, changes or [])
-    from chiasm import terminal
+        wanted = read_recipe(kind, path, changes or [])
+    if not show:
+        return wanted
+    if as_json:
+        terminal.print_json(as_table(wanted))
+    else:
+        terminal.out.print(show_recipe(wanted), markup=False, highlight=False, end="")
+    return None
 
-    if show:
-        if as_json:
-            terminal.print_json(as_table(wanted))
-        else:
-            terminal.out.print(show_recipe(wanted), markup=False, highlight=False, end="")
-        return
-    assert recipe is not None
-    settings = read_settings({"device": device, "offline": offline})
-    from chiasm.training.contrastive import train_contrastive
+
+def _folder(output: Path | None, recipe: Path | None) -> Path:
+    assert recipe is not None  # or `_recipe` had nothing to train
+    return output or Path("runs") / recipe.stem
+
+
+def _run(
+    train: Callable[..., Trained],
+    steps: int,
+    folder: Path,
+    *,
+    resume: bool,
+    name: str | None,
+    kind: str,
+    command: str,
+    use: str,
+    settings: Any,
+    as_json: bool,
+) -> None:
+    """Train, enter the result in the catalogue, and print it."""
+    from chiasm import terminal
     from chiasm.training.distributed import joined
 
-    folder = output or Path("runs") / recipe.stem
     if name is not None:
         from chiasm.models import catalog
 
         catalog.check_name(name)  # now, and not after hours of training
     with joined(settings.device) as world, stop_on_interrupt() as stop:
-        with terminal.training_progress(wanted.loop.steps, shown=world.first) as watch:
-            trained = train_contrastive(
-                wanted,
+        with terminal.training_progress(steps, shown=world.first) as watch:
+            trained = train(
                 folder,
                 world=world,
                 resume=resume,
@@ -97,27 +196,20 @@ def clip(
         if not world.first:
             return
         if name is not None:
-            _enter(name, trained, settings)
+            catalog.add_entry(
+                settings.catalog,
+                name,
+                trained.model,
+                kind=kind,
+                description=f"Trained here by `chiasm train {command}`, {trained.steps:,} updates.",
+            )
     if as_json:
         terminal.print_json(trained.as_dict() | {"name": name})
     else:
-        _print(trained, name)
+        _print(trained, f"{use} {name or trained.model}")
 
 
-def _enter(name: str, trained: Trained, settings: Any) -> None:
-    """Into the user's catalogue."""
-    from chiasm.models import catalog
-
-    catalog.add_entry(
-        settings.catalog,
-        name,
-        trained.model,
-        kind="dual-encoder",
-        description=f"Trained here by `chiasm train clip`, {trained.steps:,} updates.",
-    )
-
-
-def _print(trained: Trained, name: str | None) -> None:
+def _print(trained: Trained, use: str) -> None:
     from chiasm import terminal
 
     terminal.print_rows(
@@ -131,5 +223,4 @@ def _print(trained: Trained, name: str | None) -> None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in trained.skipped.items())
         terminal.err.print(f"{total} samples were left out: {reasons}", highlight=False)
     terminal.out.print(f"model  {trained.model}", highlight=False, soft_wrap=True)
-    use = name or trained.model
-    terminal.out.print(f"use    chiasm serve --embedder {use}", highlight=False, soft_wrap=True)
+    terminal.out.print(f"use    {use}", highlight=False, soft_wrap=True)

@@ -23,7 +23,6 @@ from chiasm.training.measuring import Measuring
 from chiasm.training.recipe import ContrastiveRecipe
 from chiasm.training.recipe_file import as_table, show_recipe
 from chiasm.training.record import METRICS, read_metrics
-from chiasm.training.samples import Batch
 from chiasm.training.start import begin
 from chiasm.training.two_towers import ContrastiveTrainee, TwoTowers, drop_patches, lock
 
@@ -131,7 +130,7 @@ def train_contrastive(
         resume=resume,
         measure=measure if measure else None,
         watch=watch,
-        names_of=_names,
+        names_of=names_in,
         stop=stop,
     )
 
@@ -143,17 +142,18 @@ def train_contrastive(
     world.barrier()
     reports = read_metrics(folder / METRICS)
     figures = {name: value for name, value in reports[-1].items() if name != "step"}
-    skipped = _summed(world.gather(dict(loader.skipped)))
+    skipped = summed_counts(world.gather(dict(loader.skipped)))
     return Trained(folder / MODEL, recipe.loop.steps, figures, skipped)
 
 
-def _names(batch: Batch) -> str:
+def names_in(batch: Any) -> str:
     """What to call a batch's samples in a message."""
     more = len(batch.keys) - _NAMED
     return ", ".join(batch.keys[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _summed(counts: Sequence[dict[str, int]]) -> dict[str, int]:
+def summed_counts(counts: Sequence[dict[str, int]]) -> dict[str, int]:
+    """Counts of several processes, by reason."""
     total: dict[str, int] = {}
     for each in counts:
         for reason, count in each.items():

@@ -24,8 +24,15 @@ def blueprint(model: nn.Module) -> nn.Module:
 
     Taken before the network is spread over processes, after which it has no whole weights.
     """
-    with torch.device("meta"):
-        return copy.deepcopy(model).to("meta")
+    # Its tensors count as copied already, so that they never are.
+    empty: dict[int, Any] = {
+        id(parameter): nn.Parameter(
+            torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
+        )
+        for parameter in model.parameters()
+    }
+    empty |= {id(each): torch.empty_like(each, device="meta") for each in model.buffers()}
+    return copy.deepcopy(model, empty)
 
 
 def write_model(

@@ -44,6 +44,8 @@ _MAY_CHANGE = (
     "loop.report_every",
     "loop.measure_every",
     "data.workers",
+    "data.threads",
+    "data.prefetch",
     "batch.micro_size",
 )
 
@@ -93,6 +95,7 @@ def train(
     watch: Callable[[int, Report], None] = lambda step, report: None,
     names_of: Callable[[Any], str] = lambda batch: "",
     stop: Event | None = None,
+    frozen_in_snapshots: bool = True,
 ) -> MovingAverage | None:
     """Train for `loop.steps` updates and give the moving average, if there is one.
 
@@ -102,6 +105,8 @@ def train(
     watch: is told each report, on the first rank.
     names_of: what to call a batch's samples when its loss is no number.
     stop: when set, the run makes a snapshot and ends with TrainingInterrupted.
+    frozen_in_snapshots: whether snapshots hold the weights that do not learn, too. Without them
+        the network must come with the same ones when the run goes on.
 
     Raises TrainingDiverged, NoSpace, ConfigurationError, UnsupportedCheckpoint. The newest
     snapshot survives them all.
@@ -110,7 +115,16 @@ def train(
     average = MovingAverage(trainee.network, loop.average) if loop.average else None
     start = 0
     if resume:
-        start = _resume(folder, trainee.network, optimizer, average, batches, recipe, world)
+        start = _resume(
+            folder,
+            trainee.network,
+            optimizer,
+            average,
+            batches,
+            recipe,
+            world,
+            frozen_in_snapshots,
+        )
     elif snapshots.paths(folder / SNAPSHOTS):
         raise ConfigurationError(
             f"{folder} holds the snapshots of an earlier run.",
@@ -141,7 +155,16 @@ def train(
             if stopping or _due(done, loop.snapshot_every, loop.steps):
                 with pace.stopped():
                     _snapshot(
-                        done, folder, trainee, optimizer, average, batches, recipe, world, loop
+                        done,
+                        folder,
+                        trainee,
+                        optimizer,
+                        average,
+                        batches,
+                        recipe,
+                        world,
+                        loop,
+                        frozen_in_snapshots,
                     )
             if stopping and done < loop.steps:
                 raise TrainingInterrupted(
@@ -254,9 +277,10 @@ def _snapshot(
     recipe: dict[str, Any],
     world: World,
     loop: LoopRecipe,
+    frozen: bool,
 ) -> None:
     """Every rank tells its part; the first one writes."""
-    model, state = snapshots.collect(trainee.network, optimizer)
+    model, state = snapshots.collect(trainee.network, optimizer, frozen=frozen)
     averaged = average.state() if average else None
     ranks = world.gather({"random": snapshots.random_state(), "data": batches.state_dict()})
     if world.first:
@@ -273,6 +297,7 @@ def _resume(
     batches: Batches,
     recipe: dict[str, Any],
     world: World,
+    frozen: bool,
 ) -> int:
     """Put everything back as it was, and give the number of updates that were done."""
     snapshot, damaged = snapshots.load_newest(folder / SNAPSHOTS)
@@ -286,7 +311,7 @@ def _resume(
     changed = [
         name for name in differences(snapshot.recipe, recipe) if not name.startswith(_MAY_CHANGE)
     ]
-    snapshots.restore(network, optimizer, snapshot)
+    snapshots.restore(network, optimizer, snapshot, frozen=frozen)
     if changed:
         raise ConfigurationError(
             f"The run in {folder} has another recipe: {', '.join(changed[:5])} changed.",

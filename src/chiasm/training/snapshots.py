@@ -56,21 +56,35 @@ def whole_weights(network: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def collect(network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-    """(model's state, optimizer's state), whole, on the first rank. All ranks must call it."""
-    return (
-        whole_weights(network),
-        get_optimizer_state_dict(network, optimizer, options=_WHOLE),
-    )
+def collect(
+    network: nn.Module, optimizer: torch.optim.Optimizer, *, frozen: bool = True
+) -> tuple[Any, Any]:
+    """(model's state, optimizer's state), whole, on the first rank. All ranks must call it.
+
+    frozen: whether parameters that do not learn are among them.
+    """
+    model = whole_weights(network)
+    if not frozen:
+        learned = _named(network, frozen=False)
+        model = {name: tensor for name, tensor in model.items() if name in learned}
+    return model, get_optimizer_state_dict(network, optimizer, options=_WHOLE)
 
 
-def restore(network: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot) -> None:
+def restore(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    snapshot: Snapshot,
+    *,
+    frozen: bool = True,
+) -> None:
     """Put a snapshot's tensors into a network and its optimizer, on every rank.
 
+    frozen: as the snapshot was collected.
     Raises UnsupportedCheckpoint if they belong to another architecture.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in snapshot.model.items()}
-    here = {name: tuple(tensor.shape) for name, tensor in _named(network).items()}
+    named = _named(network, frozen=frozen)
+    here = {name: tuple(tensor.shape) for name, tensor in named.items()}
     if shapes != here:
         odd = sorted(name for name in {*shapes, *here} if shapes.get(name) != here.get(name))
         raise UnsupportedCheckpoint(
@@ -80,7 +94,9 @@ def restore(network: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snap
             hint="Resume with the recipe that the run began with, or train into another folder.",
         )
     weights: dict[str, Any] = dict(snapshot.model)
-    set_model_state_dict(network, weights, options=StateDictOptions(full_state_dict=True))
+    # What is missing are the frozen ones: the shapes above agree.
+    options = StateDictOptions(full_state_dict=True, strict=frozen)
+    set_model_state_dict(network, weights, options=options)
     set_optimizer_state_dict(
         network,
         optimizer,
@@ -167,11 +183,12 @@ def load(path: Path) -> Snapshot:
         raise UnsupportedCheckpoint(f"{path} is no snapshot that can be read.") from None
 
 
-def _named(network: nn.Module) -> dict[str, Tensor]:
+def _named(network: nn.Module, *, frozen: bool = True) -> dict[str, Tensor]:
     prefix = "module."  # DDP's
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in network.state_dict(keep_vars=True).items()
+        if frozen or tensor.requires_grad or not isinstance(tensor, nn.Parameter)
     }
 
 
