@@ -28,6 +28,7 @@ from chiasm.models import (
     convnext,
     decoder,
     flamingo,
+    gguf,
     idefics3,
     llava,
     llava_next,
@@ -35,6 +36,7 @@ from chiasm.models import (
     vit,
 )
 from chiasm.models.catalog import Progress
+from chiasm.models.catalog.cache import recorded_digests
 from chiasm.models.configuration import read_config, write_config
 from chiasm.models.dual_encoder import DualEncoder
 from chiasm.models.idefics3_reader import Idefics3Reader
@@ -216,9 +218,12 @@ def locate(
     progress: Progress | None = None,
     catalogs: Sequence[Path] = (),
 ) -> Path:
-    """The folder that holds the files of a catalogue name, `hf:owner/name`, or local folder."""
+    """The folder that holds the files of a catalogue name, `hf:owner/name`, or local folder.
+
+    A local folder with a GGUF file is one in the cache, with what that was converted into.
+    """
     if (folder := catalog.local_folder(location, catalogs)) is not None:
-        return folder
+        return gguf.of_folder(folder, cache_dir=cache_dir, progress=progress)
     if isinstance(location, Path):
         raise UnknownModel(f"There is no folder {location}.")
     return catalog.pull(
@@ -370,9 +375,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def digest(folder: Path) -> str:
     """SHA-256 over the names and digests of a checkpoint's files."""
     whole = hashlib.sha256(b"chiasm-checkpoint-1\n")
+    known = recorded_digests(folder, unchanged=True)  # hashing half a gigabyte takes a second
     for path in _digested(folder):
-        with path.open("rb") as file:
-            part = hashlib.file_digest(file, "sha256").hexdigest()
+        part = known.get(path.name, "git:")
+        if part.startswith("git:"):
+            with path.open("rb") as file:
+                part = hashlib.file_digest(file, "sha256").hexdigest()
         whole.update(f"{path.name} {part}\n".encode())
     return whole.hexdigest()
 

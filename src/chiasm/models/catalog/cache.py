@@ -29,7 +29,12 @@ FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 def entry_folder(cache_dir: Path, entry: Entry) -> Path:
     """Where an entry's files are kept; another set of digests is another folder."""
-    return cache_dir / "models" / f"{entry.name}-{entry.digest[:12]}"
+    return model_folder(cache_dir, entry.name, entry.digest[:12])
+
+
+def model_folder(cache_dir: Path, name: str, key: str) -> Path:
+    """Where the files of one model are kept. key: tells it from others of that name."""
+    return cache_dir / "models" / f"{name}-{key}"
 
 
 # Is it there and whole? -------------------------------------------------------------------------
@@ -71,6 +76,26 @@ def write_manifest(
         status = (folder / path).stat()
         states[path] = {"bytes": status.st_size, "changed": status.st_mtime_ns, "digest": digest}
     write_atomically(manifest or folder / MANIFEST, json.dumps(states, indent=1).encode())
+
+
+def recorded_digests(folder: Path, *, unchanged: bool = False) -> dict[str, str]:
+    """Path → digest, as the folder's manifest has them; empty if there is none.
+
+    unchanged: only files that still have the size and the time of change they had then.
+    """
+    digests = {}
+    for path, state in _read_manifest(folder / MANIFEST).items():
+        if not isinstance(state, dict) or not isinstance(state.get("digest"), str):
+            continue
+        if unchanged:
+            try:
+                status = (folder / path).stat()
+            except OSError:
+                continue
+            if (status.st_size, status.st_mtime_ns) != (state.get("bytes"), state.get("changed")):
+                continue
+        digests[path] = state["digest"]
+    return digests
 
 
 def _refresh_manifest(manifest: Path, states: dict[str, dict[str, Any]]) -> None:

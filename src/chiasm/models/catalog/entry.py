@@ -74,6 +74,7 @@ class Entry:
         digests are recorded on first use, and for entries that only name others.
     needs: names of entries that are fetched with this one.
     shipped: a folder of this package that holds the entry's own files.
+    convert: what the one file is, if it is to be turned into a checkpoint folder: `gguf` or "".
     """
 
     name: str
@@ -85,6 +86,7 @@ class Entry:
     files: Mapping[str, File] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     shipped: Path | None = None
+    convert: str = ""
 
     @property
     def digest(self) -> str:
@@ -190,6 +192,7 @@ def _entry(name: str, table: dict[str, Any], where: str, home: Path) -> Entry:
     }
     needs = tuple(_taken(table, "needs", list, where, []))
     shipped = _taken(table, "shipped", str, where, "")
+    convert = _taken(table, "convert", str, where, "")
     if table:
         raise ConfigurationError(f"{where}: there is no field called {next(iter(table))!r}.")
     if not files and any(source.scheme != "hf" for source in sources):
@@ -197,11 +200,20 @@ def _entry(name: str, table: dict[str, Any], where: str, home: Path) -> Entry:
             f"{where}: it has no `files`.",
             hint="State the size and the SHA-256 of each file it unpacks to.",
         )
+    if convert not in ("", "gguf") or (convert and len(files) != 1):
+        raise ConfigurationError(f'{where}: `convert` is "gguf", for an entry of one file.')
     if not (sources or needs or shipped):
         raise ConfigurationError(f"{where}: it names no source and no other entry.")
     folder = (home / shipped).resolve() if shipped else None
     return Entry(
-        name, **texts, bytes=size, sources=sources, files=files, needs=needs, shipped=folder
+        name,
+        **texts,
+        bytes=size,
+        sources=sources,
+        files=files,
+        needs=needs,
+        shipped=folder,
+        convert=convert,
     )
 
 

@@ -26,6 +26,8 @@ def pull(
 ) -> Path:
     """A folder with the files of the entry `name`, verified, complete; fetched if need be.
 
+    Of an entry that says `convert` it holds what the file was converted into.
+
     name: of the catalogue, or `hf:owner/name[@revision]`.
     cache_dir: what is fetched is kept below it. Several processes may share it.
     offline: never use the network.
@@ -43,6 +45,24 @@ def pull(
         return entry.shipped
     if not entry.files:
         return _first(entry, lambda source: _from_hub(source, cache_dir, offline, progress, verify))
+    if not entry.convert:
+        return _files(entry, cache_dir, offline, progress, verify)
+    from chiasm.models import gguf
+
+    return gguf.converted(
+        entry.name,
+        entry.digest[:12],
+        lambda: _files(entry, cache_dir, offline, progress, verify) / next(iter(entry.files)),
+        cache_dir=cache_dir,
+        progress=progress,
+        verify=verify,
+    )
+
+
+def _files(
+    entry: Entry, cache_dir: Path, offline: bool, progress: Progress | None, verify: bool
+) -> Path:
+    """A folder with the entry's own files, as its sources have them."""
     folder = cache.entry_folder(cache_dir, entry)
     digests = {path: file.sha256 for path, file in entry.files.items()}
     if cache.is_whole(folder, digests, verify=verify):
