@@ -153,10 +153,14 @@ class Flamingo(nn.Module):
         self.additional_head = nn.Linear(width, extra, bias=False) if separate else None
         layers = config.num_hidden_layers // config.cross_layer_interval
         self.cross_attention = nn.ModuleList(GatedCrossAttention(config) for _ in range(layers))
-        self.cross_attention.apply(_initialise)
-        for each in (self.additional_embedding, self.additional_head):
+        for each in (
+            self.resampler,
+            self.cross_attention,
+            self.additional_embedding,
+            self.additional_head,
+        ):
             if each is not None:
-                nn.init.normal_(each.weight, std=0.02)
+                each.apply(_initialise)
 
     @classmethod
     def around(cls, decoder: Decoder, **entries: Any) -> Self:
@@ -294,7 +298,7 @@ class Flamingo(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
 
 
