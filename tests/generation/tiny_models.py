@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from chiasm.media import Image
 from chiasm.models.chat import ChatTokenizer
+from chiasm.models.clip import CLIPVisionConfig
 from chiasm.models.decoder import Decoder, DecoderConfig
 from chiasm.models.generator import GeneratorCheckpoint
+from chiasm.models.llava import LLaVA, LLaVAConfig
+from chiasm.models.llava_reader import LLaVAReader, PatchTokens
+from chiasm.models.preprocess import ImagePreprocessor
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -71,3 +77,45 @@ def tiny_language_model(folder: Path, *, context: int = 512, seed: int = 0) -> G
         if parameter.ndim > 1:
             parameter.mul_(12)
     return GeneratorCheckpoint(model, None, tokenizer, "tiny", "d" * 64)
+
+
+def tiny_llava(folder: Path, *, context: int = 2048, seed: int = 0) -> GeneratorCheckpoint:
+    """A LLaVA-1.5 of random weights: pictures of 32 pixels, 16 tokens each."""
+    talker = tiny_language_model(folder, context=context, seed=seed)
+    config = LLaVAConfig(
+        text_config=talker.config,
+        vision_config=CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+        ),
+        image_token_index=talker.tokenizer.token_id("<image>"),
+        image_seq_length=16,
+    )
+    torch.manual_seed(seed)
+    model = LLaVA(config).eval().requires_grad_(False)
+    model.decoder = talker.decoder
+    for part in (model.projector, model.image_tower):
+        for parameter in part.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    preprocessor = ImagePreprocessor.from_config(
+        {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"height": 32, "width": 32},
+            "do_center_crop": False,
+        }
+    )
+    reader = LLaVAReader(preprocessor, PatchTokens(patch_size=8, extra=1, strategy="default"))
+    return GeneratorCheckpoint(model, reader, talker.tokenizer, "tiny-llava", "e" * 64)
+
+
+def picture(
+    colour: tuple[int, int, int] = (200, 40, 30), size: tuple[int, int] = (40, 30)
+) -> Image:
+    """A picture with a gradient towards one colour."""
+    ramp = np.linspace(0, 1, size[0])[None, :, None] * np.linspace(0.5, 1, size[1])[:, None, None]
+    return Image((ramp * np.array(colour)).astype(np.uint8), original_size=size)

@@ -22,7 +22,7 @@ class Grammars:
     """Makes constraints for one tokenizer; reading its vocabulary takes a second, once."""
 
     def __init__(self, tokenizer: ChatTokenizer, vocabulary: int) -> None:
-        """vocabulary: entries of the model's logits, which may be more than the tokenizer's."""
+        """vocabulary: entries of the language model's embedding; at least the tokenizer's."""
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
         self._lock = threading.Lock()
@@ -68,7 +68,9 @@ class Constraint:
     def allow(self, logits: Tensor) -> Tensor:
         """[vocabulary] → the same with minus infinity where the grammar forbids the token."""
         words = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        allowed = np.unpackbits(words, bitorder="little")[: self._vocabulary].astype(bool)
+        allowed = np.zeros(len(logits), dtype=bool)  # the model may have more than the tokenizer
+        bits = np.unpackbits(words, bitorder="little")[: self._vocabulary]
+        allowed[: len(bits)] = bits
         mask = torch.from_numpy(allowed).to(logits.device)
         return logits.masked_fill(~mask, float("-inf"))
 

@@ -110,7 +110,8 @@ def _filled(text: str, sizes: Sequence[tuple[int, int]], reader: ImageReader) ->
     filled = [pieces[0]]
     for size, piece in zip(sizes, pieces[1:], strict=True):
         filled += (reader.placeholder(*size), piece)
-    return "".join(filled)
+    joined = getattr(reader, "joined", str)  # some families write neighbouring pictures otherwise
+    return str(joined("".join(filled)))
 
 
 def _begun(tokenizer: ChatTokenizer, ids: list[int]) -> list[int]:
