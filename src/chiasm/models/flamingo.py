@@ -9,7 +9,7 @@ context almost nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 import torch
@@ -56,6 +56,17 @@ class IdeficsVisionConfig:
         """The same in the tower's own words."""
         entries = asdict(self)
         return ViTConfig(hidden_size=entries.pop("embed_dim"), **entries)
+
+    @classmethod
+    def of(cls, tower: ViTConfig) -> IdeficsVisionConfig:
+        """The same from a tower's own words. Raises UnsupportedCheckpoint unless it is square."""
+        names = {each.name for each in fields(cls)}
+        entries = {name: value for name, value in vars(tower).items() if name in names}
+        size = tower.image_size
+        sides = {size} if isinstance(size, int) else set(size)
+        if len(sides) != 1:
+            raise UnsupportedCheckpoint(f"image_size is {size}; IDEFICS reads squares.")
+        return cls(**{**entries, "embed_dim": tower.hidden_size, "image_size": sides.pop()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,23 +174,28 @@ class Flamingo(nn.Module):
                 each.apply(_initialise)
 
     @classmethod
-    def around(cls, decoder: Decoder, **entries: Any) -> Self:
-        """A new Flamingo whose language model begins with a copy of a Llama's weights.
+    def around(cls, decoder: Decoder, image_tower: ViT, **entries: Any) -> Self:
+        """A new Flamingo out of copies of a Llama and of CLIP's image tower.
 
         With the gates at zero, which is the default, it continues texts just as `decoder` does.
-        entries: fields of `IdeficsConfig` that are not the decoder's.
+        entries: fields of `IdeficsConfig` that are neither the decoder's nor the tower's.
         Grouped queries become separate heads, whose keys and values are copies of the group's:
-        the published class knows no groups. Raises UnsupportedCheckpoint for another family.
+        the published class knows no groups.
+        Raises UnsupportedCheckpoint for networks that the published class does not have.
         """
-        theirs = decoder.config
+        theirs, heads = decoder.config, decoder.config.num_attention_heads
         if type(theirs) is not DecoderConfig or theirs.attention_bias or theirs.mlp_bias:
             raise UnsupportedCheckpoint(
                 "The language model of a Flamingo is a Llama without biases, and not "
                 f"{theirs.model_type}."
             )
-        heads = theirs.num_attention_heads
         shared = {**vars(theirs), "num_key_value_heads": heads}
-        model = cls(IdeficsConfig(**{**shared, **entries}))
+        vision = IdeficsVisionConfig.of(image_tower.config)
+        model = cls(IdeficsConfig(**{**shared, "vision_config": vision, **entries}))
+        state = image_tower.state_dict()
+        if state.keys() != model.image_tower.state_dict().keys():
+            raise UnsupportedCheckpoint("The image tower of a Flamingo is CLIP's.")
+        model.image_tower.load_state_dict(state)
         state = decoder.state_dict()
         for name, tensor in state.items():
             if name.endswith((".attention.k.weight", ".attention.v.weight")):
@@ -191,8 +207,15 @@ class Flamingo(nn.Module):
 
     def encode_image(self, inputs: ImageInputs) -> Tensor:
         """A picture's latents, [latents, vision width]."""
-        tokens = self.image_tower.tokens(inputs.pixels)
-        return (tokens if self.resampler is None else self.resampler(tokens)).flatten(0, 1)
+        return self.project(self.tower_features(inputs.pixels), inputs.size)
+
+    def tower_features(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[pictures, 3, height, width] → [pictures, tokens, vision width]."""
+        return self.image_tower.tokens(pixels)
+
+    def project(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """A picture's tokens as `tower_features` gave them → [latents, vision width]."""
+        return (features if self.resampler is None else self.resampler(features)).flatten(0, 1)
 
     def embed(self, ids: Tensor) -> Tensor:
         """int64 [...] → [..., width], additional tokens included."""
@@ -234,6 +257,11 @@ class Flamingo(nn.Module):
             None if positions is None else positions == 0,
         )
         view = View.of(numbers, self.config.image_latents)
+        if view is None and seen is None and self.training and torch.is_grad_enabled():
+            # Processes that train together must all reach the same parameters: a black picture is
+            # run through, and nobody sees it.
+            view = View.of_nothing(numbers)
+            latents = latents.new_zeros(1, *latents.shape[1:])
         read: list[tuple[Tensor, Tensor]] = []
 
         def look(layer: int, tokens: Tensor) -> Tensor:
@@ -386,11 +414,11 @@ LAYOUT = Layout(
         "additional_embedding": "model.embed_tokens.additional_embedding",
         "additional_head": "lm_head.additional_fc",
         **under("image_tower", "model.vision_model", IMAGE_TOWER),
+        "resampler": "model.perceiver_resampler",
         **under(
             "resampler",
             "model.perceiver_resampler",
             {
-                "latents": "latents",
                 "norm": "layer_norm",
                 **under(
                     "blocks.{}.attention",
@@ -399,7 +427,8 @@ LAYOUT = Layout(
                         "context_norm": "context_layer_norm",
                         "latents_norm": "latents_layer_norm",
                         "q": "q_proj",
-                        "kv": ("k_proj", "v_proj"),
+                        "k": "k_proj",
+                        "v": "v_proj",
                         "out": "output_proj",
                         "q_norm": "q_layer_norm",
                         "k_norm": "k_layer_norm",
@@ -410,14 +439,13 @@ LAYOUT = Layout(
                 ),
             },
         ),
+        "cross_attention.{}": "model.gated_cross_attn_layers.{}",
         **under(
             "cross_attention.{}",
             "model.gated_cross_attn_layers.{}",
             {
                 "norm1": "input_layernorm",
                 "norm2": "post_attention_layernorm",
-                "attention_gate": "alpha_cross_attn",
-                "mlp_gate": "alpha_dense",
                 **under(
                     "attention",
                     "cross_attn",

@@ -170,14 +170,25 @@ class Idefics3(PicturesInText):
 
     def encode_image(self, inputs: ImageInputs) -> Tensor:
         """One picture's features, [image tokens, decoder width], tile by tile."""
+        return self.project(self.tower_features(inputs.pixels, inputs.mask), inputs.size)
+
+    def tower_features(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[tiles, 3, height, width] → [tiles, patches, tower width].
+
+        mask: as in `ImageInputs`.
+        """
         vision = self.config.vision_config
-        rows, columns = (length // vision.patch_size for length in inputs.pixels.shape[2:])
+        rows, columns = (length // vision.patch_size for length in pixels.shape[2:])
         if (rows, columns) != vision.grid:
             raise InvalidRequest(
-                f"Tiles have {inputs.pixels.shape[3]}×{inputs.pixels.shape[2]} pixels; the image "
+                f"Tiles have {pixels.shape[3]}×{pixels.shape[2]} pixels; the image "
                 f"tower reads {vision.image_size}×{vision.image_size}."
             )
-        return self.projector(self.image_tower(inputs.pixels, inputs.mask)).flatten(0, 1)
+        return self.image_tower(pixels, mask)
+
+    def project(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """One picture's tiles as `tower_features` gave them → [image tokens, decoder width]."""
+        return self.projector(features).flatten(0, 1)
 
     def vision_flops(self, inputs: ImageInputs) -> int:
         """Operations that `encode_image` spends in matrix products."""

@@ -128,14 +128,21 @@ class LLaVA(PicturesInText):
 
     def encode_image(self, inputs: ImageInputs) -> Tensor:
         """One picture's features, [image tokens, decoder width]."""
-        return self.tile_features(inputs.pixels).flatten(0, 1)
+        return self.project(self.tower_features(inputs.pixels), inputs.size)
 
-    def tile_features(self, pixels: Tensor) -> Tensor:
-        """[tiles, 3, height, width] → [tiles, image tokens of a tile, decoder width]."""
+    def tower_features(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[tiles, 3, height, width] → [tiles, image tokens of a tile, tower width]."""
         states = self.image_tower.after(pixels, self.config.blocks_read)
         if self.config.drops_first:
             states = [tokens[:, 1:] for tokens in states]
-        return self.projector(torch.cat(states, dim=-1))
+        return torch.cat(states, dim=-1)
+
+    def project(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """One picture's tiles as `tower_features` gave them → [image tokens, decoder width].
+
+        size: (width, height) of the picture.
+        """
+        return self.projector(features).flatten(0, 1)
 
     def vision_flops(self, inputs: ImageInputs) -> int:
         """Operations that `encode_image` spends in matrix products."""

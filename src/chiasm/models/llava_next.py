@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from chiasm.errors import InvalidRequest, UnsupportedCheckpoint
 from chiasm.models.llava import LLaVA, LLaVAConfig
 from chiasm.models.tiling import best_resolution, unpadded
-from chiasm.models.vision_language import ImageInputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,26 +70,26 @@ class LLaVANeXT(LLaVA):
         width = config.text_config.hidden_size
         self.image_newline = nn.Parameter(torch.randn(width) * width**-0.5)
 
-    def encode_image(self, inputs: ImageInputs) -> Tensor:
-        """One picture's features, [image tokens, decoder width].
+    def project(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """One picture's tiles, [tiles, patches, tower width] → [image tokens, decoder width].
 
-        Raises InvalidRequest when the tiles are not those of a picture of `inputs.size`.
+        Raises InvalidRequest when the tiles are not those of a picture of `size`.
         """
         side = self.config.tile_side
-        height, width = best_resolution(inputs.size, self.config.image_grid_pinpoints)
+        height, width = best_resolution(size, self.config.image_grid_pinpoints)
         rows, columns = height // side, width // side
-        if len(inputs.pixels) != 1 + rows * columns:
+        if len(features) != 1 + rows * columns:
             raise InvalidRequest(
-                f"A picture of {inputs.size[0]}×{inputs.size[1]} pixels is read as "
-                f"{1 + rows * columns} tiles, not {len(inputs.pixels)}."
+                f"A picture of {size[0]}×{size[1]} pixels is read as "
+                f"{1 + rows * columns} tiles, not {len(features)}."
             )
-        whole, *tiles = self.tile_features(inputs.pixels)  # each [patches, width]
+        whole, *tiles = self.projector(features)  # each [patches, width]
         grid = side // self.config.vision_config.patch_size
         detail = torch.stack(tiles).reshape(rows, columns, grid, grid, -1).transpose(1, 2)
         detail = detail.reshape(
             rows * grid, columns * grid, -1
         )  # [rows, columns, width] of patches
-        seen = unpadded(inputs.size, rows * grid, columns * grid)
+        seen = unpadded(size, rows * grid, columns * grid)
         detail = detail[seen.top : seen.bottom, seen.left : seen.right]
         newlines = self.image_newline.to(detail.dtype).expand(len(detail), 1, -1)
         return torch.cat((whole, torch.cat((detail, newlines), dim=1).flatten(0, 1)))
