@@ -86,9 +86,7 @@ class LLaVANeXT(LLaVA):
         whole, *tiles = self.projector(features)  # each [patches, width]
         grid = side // self.config.vision_config.patch_size
         detail = torch.stack(tiles).reshape(rows, columns, grid, grid, -1).transpose(1, 2)
-        detail = detail.reshape(
-            rows * grid, columns * grid, -1
-        )  # [rows, columns, width] of patches
+        detail = detail.reshape(rows * grid, columns * grid, -1)  # rows and columns of patches
         seen = unpadded(size, rows * grid, columns * grid)
         detail = detail[seen.top : seen.bottom, seen.left : seen.right]
         newlines = self.image_newline.to(detail.dtype).expand(len(detail), 1, -1)
