@@ -23,6 +23,7 @@ from chiasm.models.configuration import read_config
 from chiasm.models.decoder import Decoder, DecoderConfig, Qwen2Config
 from chiasm.models.flamingo import Flamingo, IdeficsConfig
 from chiasm.models.vision_language import ImageInputs
+from chiasm.models.vit import ViT
 
 
 def network(**entries: Any) -> Flamingo:
@@ -50,16 +51,20 @@ def language_model(**entries: Any) -> Decoder:
     return randomise(Decoder(config)).eval()
 
 
-def around(decoder: Decoder, **entries: Any) -> Flamingo:
-    sizes = {name: flamingo_cases.SIZES[name] for name in ("vision_config", "perceiver_config")}
-    own = read_config(IdeficsConfig, sizes)
+def tower(**options: bool) -> ViT:
+    """A small image tower, CLIP's unless `options` say otherwise."""
+    config = read_config(IdeficsConfig, flamingo_cases.SIZES).vision_config.tower
+    return randomise(ViT(config, **{"patch_bias": False, "pre_norm": True, **options}), seed=3)
+
+
+def around(decoder: Decoder, image_tower: ViT | None = None, **entries: Any) -> Flamingo:
     return Flamingo.around(
         decoder,
+        image_tower or tower(),
         additional_vocab_size=2,
         cross_layer_interval=2,
         use_resampler=True,
-        vision_config=own.vision_config,
-        perceiver_config=own.perceiver_config,
+        perceiver_config=read_config(IdeficsConfig, flamingo_cases.SIZES).perceiver_config,
         **entries,
     ).eval()
 
@@ -72,8 +77,10 @@ PROMPT = torch.tensor([[1, 40, AROUND, IMAGE, AROUND, 41, 42, AROUND, IMAGE, ARO
 
 @torch.no_grad()
 def test_with_closed_gates_the_language_model_is_what_it_was() -> None:
-    decoder = language_model()
-    model = around(decoder)
+    decoder, image_tower = language_model(), tower()
+    model = around(decoder, image_tower)
+    pixels = picture(1).pixels
+    assert torch.equal(model.image_tower.tokens(pixels), image_tower.tokens(pixels))
     text = torch.randint(3, 100, (2, 12))
     expected = decoder.logits(decoder(decoder.embed(text)))
     assert (model.logits(model(text))[..., :100] - expected).abs().max() <= 1e-5
@@ -81,7 +88,7 @@ def test_with_closed_gates_the_language_model_is_what_it_was() -> None:
     embeddings = model.embed(PROMPT)
     assert (model(PROMPT, features) - decoder(embeddings)).abs().max() <= 1e-5
     for layer in model.cross_attention:
-        layer.attention_gate.fill_(0.5)  # type: ignore[union-attr, operator]
+        layer.alpha_cross_attn.fill_(0.5)  # type: ignore[union-attr, operator]
     assert (model(PROMPT, features) - decoder(embeddings)).abs().max() > 0.1
 
 
@@ -114,6 +121,11 @@ def test_no_flamingo_around_what_the_layout_cannot_hold(decoder: Any) -> None:
         around(decoder())
 
 
+def test_no_flamingo_around_another_image_tower() -> None:
+    with pytest.raises(UnsupportedCheckpoint, match="is CLIP's"):
+        around(language_model(), tower(patch_bias=True))
+
+
 def test_new_layers_learn_to_see_while_the_language_model_stays() -> None:
     """Two pictures, the same text, different answers: only cross-attention can tell them apart."""
     model = around(language_model(num_hidden_layers=2)).train()
@@ -135,6 +147,21 @@ def test_new_layers_learn_to_see_while_the_language_model_stays() -> None:
     assert losses[-1] < 0.1 < 0.69 < losses[0], losses
     after = model.decoder.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_batch_without_pictures_reaches_every_parameter_that_learns() -> None:
+    """As DDP asks; and what nobody sees changes nothing."""
+    model = network().train()
+    model.image_tower.requires_grad_(False)
+    model.resampler.requires_grad_(False)  # type: ignore[union-attr]
+    ids = torch.randint(3, 100, (2, 6))
+    hidden = model(ids)
+    model.logits(hidden).sum().backward()
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, p in learning.items() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in learning.values() if p.grad is not None)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(ids), hidden)
 
 
 # The cache --------------------------------------------------------------------------------------

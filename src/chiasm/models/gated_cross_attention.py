@@ -82,6 +82,12 @@ class View:
             mask = (matches | ~sees[..., None]).repeat_interleave(latents, dim=-1)[:, None]
         return cls(pictures.minimum(last.max()), mask, sees[..., None])
 
+    @classmethod
+    def of_nothing(cls, numbers: Tensor) -> View:
+        """For tokens that see no picture, through layers that are to run all the same."""
+        sees = torch.zeros_like(numbers, dtype=torch.bool)
+        return cls(numbers.new_zeros(len(numbers), 1), None, sees[..., None])
+
     def take(self, each: Tensor) -> Tensor:
         """[pictures, heads, latents, width] → [batch, heads, visible · latents, width]."""
         if len(self.pictures) == 1 and self.pictures.shape[1] == 1:
@@ -132,7 +138,10 @@ class CrossAttention(nn.Module):
 
 
 class GatedCrossAttention(nn.Module):
-    """Cross-attention, then an MLP, each behind its gate; stands before a decoder's layer."""
+    """Cross-attention, then an MLP, each behind its gate; stands before a decoder's layer.
+
+    alpha_cross_attn, alpha_dense: the gates, closed at 0.
+    """
 
     def __init__(self, config: IdeficsConfig) -> None:
         super().__init__()
@@ -140,8 +149,8 @@ class GatedCrossAttention(nn.Module):
         self.attention = CrossAttention(config)
         self.norm2 = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config)
-        self.attention_gate = nn.Parameter(_first_gate(config))
-        self.mlp_gate = nn.Parameter(_first_gate(config))
+        self.alpha_cross_attn = nn.Parameter(_first_gate(config))
+        self.alpha_dense = nn.Parameter(_first_gate(config))
 
     def forward(self, tokens: Tensor, keys: Tensor, values: Tensor, view: View | None) -> Tensor:
         """[batch, tokens, width] → the same.
@@ -150,8 +159,8 @@ class GatedCrossAttention(nn.Module):
         """
         if view is not None:
             seen = self.attention(self.norm1(tokens), keys, values, view)
-            tokens = tokens + self.attention_gate.tanh() * seen
-        return tokens + self.mlp_gate.tanh() * self.mlp(self.norm2(tokens))
+            tokens = tokens + self.alpha_cross_attn.tanh() * seen
+        return tokens + self.alpha_dense.tanh() * self.mlp(self.norm2(tokens))
 
 
 def _first_gate(config: IdeficsConfig) -> Tensor:

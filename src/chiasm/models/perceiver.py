@@ -53,7 +53,8 @@ class PerceiverAttention(nn.Module):
         self.context_norm = nn.LayerNorm(width)
         self.latents_norm = nn.LayerNorm(width)
         self.q = nn.Linear(width, inner, bias=False)
-        self.kv = nn.Linear(width, 2 * inner, bias=False)
+        self.k = nn.Linear(width, inner, bias=False)
+        self.v = nn.Linear(width, inner, bias=False)
         self.out = nn.Linear(inner, width, bias=False)
         normed = config.qk_layer_norms_perceiver
         self.q_norm = nn.LayerNorm(head) if normed else None
@@ -63,12 +64,14 @@ class PerceiverAttention(nn.Module):
         """[batch, latents, width] and [batch, tokens, width] → [batch, latents, width]."""
         latents = self.latents_norm(latents)
         both = torch.cat((self.context_norm(context), latents), dim=1)
-        q = self.q(latents).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = self.kv(both).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = (self._in_heads(each) for each in (self.q(latents), self.k(both), self.v(both)))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         mixed = F.scaled_dot_product_attention(q, k, v)  # [batch, heads, latents, head width]
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _in_heads(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class PerceiverMLP(nn.Module):
