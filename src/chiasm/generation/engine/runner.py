@@ -79,7 +79,9 @@ class Runner:
         self._model = checkpoint.model
         self._prefixes = PrefixCache(prefix_bytes)
         self._features = FeatureCache(feature_bytes)
-        self._grammars = Grammars(checkpoint.tokenizer, checkpoint.config.vocab_size)
+        # Some networks have tokens of their own behind the language model's.
+        tokens = max(checkpoint.config.vocab_size, checkpoint.tokenizer.vocabulary)
+        self._grammars = Grammars(checkpoint.tokenizer, tokens)
         self._device = next(checkpoint.decoder.parameters()).device
 
     @property
