@@ -310,17 +310,17 @@ def conversations_in_order(
     """A rank's share of the first `limit` conversations, once; damaged ones are left out."""
     still = replace(recipe, shuffle=False, bucket_batches=1, packing=False)
     source = open_conversations(recipe)
+    first = _First(source, limit)
+    if rank >= first.units:
+        return
     loader = ConversationLoader(
-        still, _First(source, limit), encode, load, rows=rows, pad_id=pad_id
+        still, first, encode, load, rows=rows, pad_id=pad_id, rank=rank, world_size=world_size
     )
-    stream = iter(loader)
-    try:
-        for batch in stream:
-            if loader.epoch > 0:
-                return
-            yield batch
-    finally:
-        stream.close()  # type: ignore[attr-defined]
+    for batch in loader:
+        if loader.epoch > 0:
+            break
+        yield batch
+    loader.close()
 
 
 class _First:
