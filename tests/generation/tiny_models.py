@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from chiasm.media import Image
 from chiasm.models.chat import ChatTokenizer
+from chiasm.models.checkpoint import save_checkpoint
 from chiasm.models.clip import CLIPVisionConfig
 from chiasm.models.decoder import Decoder, DecoderConfig
 from chiasm.models.generator import GeneratorCheckpoint
@@ -119,3 +120,9 @@ def picture(
     """A picture with a gradient towards one colour."""
     ramp = np.linspace(0, 1, size[0])[None, :, None] * np.linspace(0.5, 1, size[1])[:, None, None]
     return Image((ramp * np.array(colour)).astype(np.uint8), original_size=size)
+
+
+def save(checkpoint: GeneratorCheckpoint, folder: Path) -> None:
+    """In the Hugging Face layout, with everything that `load_generator` reads."""
+    checkpoint.tokenizer.save(folder)
+    save_checkpoint(folder, checkpoint.model, checkpoint.images)  # type: ignore[arg-type]

@@ -84,7 +84,7 @@ def ask(
 
 def _sorted_out(pictures: list[str], question: str | None, text: bool) -> list[Path]:
     """The pictures' paths. Raises InvalidRequest where a picture or the question is missing."""
-    if question is None or (not text and Path(question).is_file()):
+    if question is None or (not text and _is_file(question)):
         raise InvalidRequest(
             "There is no question after the pictures.",
             hint='Write it last, in quotes: chiasm ask cat.jpg "What is this?"',
@@ -95,6 +95,13 @@ def _sorted_out(pictures: list[str], question: str | None, text: bool) -> list[P
             hint="Name one before the question, or give --text to ask without.",
         )
     return [Path(picture) for picture in pictures]
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # a question can be too long to be a path
+        return False
 
 
 def _read_schema(path: Path) -> dict[str, Any]:
