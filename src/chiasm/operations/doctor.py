@@ -82,7 +82,8 @@ def examine(settings: Settings) -> Report:
         ("packages", _packages),
         ("pip", _pip),
         ("device", lambda: _device(settings.device)),
-        ("embedder", lambda: _embedder(settings)),
+        ("embedder", lambda: _model("embedder", settings.embedder, settings)),
+        ("generator", lambda: _model("generator", settings.generator, settings)),
         ("cache folder", lambda: _folder("cache folder", settings.cache_dir, "cache_dir")),
         ("data folder", lambda: _folder("data folder", settings.data_dir, "data_dir")),
         ("configuration", lambda: _configuration(effective)),
@@ -208,15 +209,17 @@ def _device(wanted: str) -> Check:
     return Check("device", "ok", detail)
 
 
-def _embedder(settings: Settings) -> Check:
-    """Whether the embedder's files are there and, byte for byte, what they must be."""
-    name, catalogs = settings.embedder, (settings.catalog,)
+def _model(role: str, name: str, settings: Settings) -> Check:
+    """Whether a model's files are there and, byte for byte, what they must be."""
+    catalogs = (settings.catalog,)
+    if not name:
+        return Check(role, "ok", "none; the setting is empty")
     if (folder := catalog.local_folder(name, catalogs)) is not None:
-        return Check("embedder", "ok", f"the folder {folder}")
+        return Check(role, "ok", f"the folder {folder}")
     entry = catalog.find(name, catalogs)
     if entry.shipped is not None and not any(entry.shipped.glob("*.safetensors")):
         return Check(
-            "embedder",
+            role,
             "problem",
             f"{name}: the weights that come with the package are missing",
             "pip install --force-reinstall --no-deps chiasm",
@@ -229,11 +232,11 @@ def _embedder(settings: Settings) -> Check:
         )
     except Offline as error:
         status: Status = "problem" if settings.offline else "warning"
-        return Check("embedder", status, error.message, fix)
+        return Check(role, status, error.message, fix)
     except WeightsError as error:
-        return Check("embedder", "problem", error.message, error.hint if own else fix)
+        return Check(role, "problem", error.message, error.hint if own else fix)
     where = f"The folder {folder}" if own else "In the cache"
-    return Check("embedder", "ok", f"{name}: {entry.description} {where}, verified.")
+    return Check(role, "ok", f"{name}: {entry.description} {where}, verified.")
 
 
 # Folders and settings ---------------------------------------------------------------------------

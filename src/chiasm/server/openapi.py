@@ -23,11 +23,11 @@ _REFUSALS = {
 EVERYWHERE = (400, 403, 500, 503)
 
 DESCRIPTION = """\
-Find pictures with words, with pictures, and with both.
+Find pictures with words, with pictures, and with both; and ask about them.
 
-`/v1/embeddings` and `/v1/models` have OpenAI's shape: point the `openai` client's `base_url` at
-this server's `/v1`. Every error is `{"error": {"message", "type", "param", "code"}}`, and every
-answer has an `x-request-id`.
+`/v1/chat/completions`, `/v1/embeddings` and `/v1/models` have OpenAI's shape: point the `openai`
+client's `base_url` at this server's `/v1`. Every error is
+`{"error": {"message", "type", "param", "code"}}`, and every answer has an `x-request-id`.
 """
 
 
