@@ -77,6 +77,7 @@ class IdeficsConfig(DecoderConfig):
     additional_vocab_size: tokens after the language model's `vocab_size`, embedded by a matrix of
         their own, which can be trained while the language model's stays as it is.
     image_token_id: not published; the second of the additional tokens if None, as it is there.
+    eos_token_id: the first ends a document, whose pictures are not seen behind it; None: no token.
     The file's `freeze_…` entries are training's business.
     """
 
@@ -179,7 +180,9 @@ class Flamingo(nn.Module):
         """A new Flamingo out of copies of a Llama and of CLIP's image tower.
 
         With the gates at zero, which is the default, it continues texts just as `decoder` does.
-        entries: fields of `IdeficsConfig` that are neither the decoder's nor the tower's.
+        entries: fields of `IdeficsConfig` that are neither the decoder's nor the tower's; with
+            `eos_token_id` the token that ends a document. It is not taken from the decoder, whose
+            own may end each turn, after which pictures must still be seen.
         Grouped queries become separate heads, whose keys and values are copies of the group's:
         the published class knows no groups.
         Raises UnsupportedCheckpoint for networks that the published class does not have.
@@ -190,7 +193,7 @@ class Flamingo(nn.Module):
                 "The language model of a Flamingo is a Llama without biases, and not "
                 f"{theirs.model_type}."
             )
-        shared = {**vars(theirs), "num_key_value_heads": heads}
+        shared = {**vars(theirs), "num_key_value_heads": heads, "eos_token_id": None}
         vision = IdeficsVisionConfig.of(image_tower.config)
         model = cls(IdeficsConfig(**{**shared, "vision_config": vision, **entries}))
         state = image_tower.state_dict()

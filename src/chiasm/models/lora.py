@@ -158,6 +158,8 @@ def save_peft(
         path = f"{_PREFIX}{names.module(name)}"
         tensors[f"{path}.lora_A.weight"] = _plain(layer.lora_a)
         tensors[f"{path}.lora_B.weight"] = _plain(layer.lora_b)
+    # Of modules within modules PEFT takes the outer ones alone.
+    saved = [n for n in saved if not any(n.startswith(f"{other}.") for other in saved)]
     whole = sorted({names.module(name) for name in saved})
     for name in saved:
         for parameter, tensor in model.get_submodule(name).named_parameters(prefix=name):
