@@ -331,7 +331,10 @@ class _PeftNames:
         """A module's name, from a tensor that is in it."""
         module = self._model.get_submodule(name)
         leaf = next(n for n, _ in module.named_parameters() if "lora_" not in n)
-        return self.tensor(f"{name}.{leaf}").removesuffix(f".{leaf}")
+        whole = self.tensor(f"{name}.{leaf}")
+        if not whole.endswith(f".{leaf}"):
+            raise UnsupportedCheckpoint(f"{name} is no single module in transformers' network.")
+        return whole.removesuffix(f".{leaf}")
 
     def leaves(self, name: str) -> list[str]:
         """The last parts of the names of all that a layer holds."""

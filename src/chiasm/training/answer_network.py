@@ -34,13 +34,18 @@ def part_of(name: str) -> str:
 
 
 def let_learn(model: nn.Module, parts: Iterable[str], *, lora: bool) -> None:
-    """Give gradients to these parts, and to nothing else. lora: of the decoder, adapters alone."""
+    """Give gradients to these parts, and to nothing else.
+
+    lora: of the decoder adapters alone; and nothing that belongs to no module, such as LLaVA-NeXT's
+        newline, for which adapters' files have no place.
+    """
     wanted = set(parts)
     for name, parameter in model.named_parameters():
         part = part_of(name)
         learns = part in wanted and not name.startswith("image_head.")
-        if part == "language_model" and lora:
-            learns = learns and "lora_" in name
+        if lora:
+            learns = learns and "." in name
+            learns = learns and ("lora_" in name or part != "language_model")
         parameter.requires_grad_(learns)
 
 

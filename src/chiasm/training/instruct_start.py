@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from chiasm.models.generator import SMALL_VLM, load_generator
 from chiasm.models.vision_language import ImageReader
 from chiasm.training.answer_network import part_of
 from chiasm.training.instruct_recipe import InstructModelRecipe, InstructRecipe
+
+log = logging.getLogger("chiasm.training")
 
 _PREFIX = "model."  # of the network inside `AnswerNetwork`
 
@@ -114,8 +117,7 @@ def write_result(
         small_vlm.save(folder, model)
         return
     if any(True for _ in lora.lora_layers(model)):
-        saved = _modules_between(model, trained)
-        lora.save_peft(adapters, model, base=begun.name, saved=saved)
+        _write_adapters(adapters, model, begun, trained)
         lora.merge_lora(model)
     folder.mkdir(parents=True, exist_ok=True)
     begun.tokenizer.save(folder)
@@ -126,15 +128,14 @@ def write_result(
     checkpoint.save_checkpoint(folder, model)
 
 
-def _modules_between(model: nn.Module, trained: Sequence[str]) -> list[str]:
-    """Modules that learned and have no adapter: the projector's, and perhaps the tower's."""
-    names = {
+def _write_adapters(folder: Path, model: nn.Module, begun: Begun, trained: Sequence[str]) -> None:
+    """Adapters, and whole what else learned: the projector, and perhaps the tower."""
+    modules = {
         name.rpartition(".")[0]
         for name in trained
         if "lora_" not in name and part_of(name) != "language_model"
     }
-    if "" in names:  # a parameter of the network itself, such as the newline between tiles
-        raise UnsupportedCheckpoint(
-            "PEFT's layout has no place for a trained parameter outside a module."
-        )
-    return sorted(names)
+    try:
+        lora.save_peft(folder, model, base=begun.name, saved=sorted(modules))
+    except UnsupportedCheckpoint as error:  # the model itself, merged, is written all the same
+        log.warning("The adapters are not written by themselves: %s", error)
