@@ -23,6 +23,7 @@ from chiasm.models.checkpoint import load_model, save_checkpoint
 from chiasm.models.configuration import read_config
 from chiasm.models.decoder import Decoder, DecoderConfig, Qwen2Config
 from chiasm.models.flamingo import Flamingo, IdeficsConfig
+from chiasm.models.flops import decoder_flops
 from chiasm.models.vision_language import ImageInputs
 from chiasm.models.vit import ViT
 
@@ -256,6 +257,17 @@ def test_vision_flops_are_those_that_torch_counts(resampler: bool) -> None:
         features = model.encode_image(picture(1))
     assert model.vision_flops(picture(1)) == counter.get_total_flops()
     assert len(features) == model.config.image_latents == (5 if resampler else 17)
+
+
+@torch.no_grad()
+def test_language_flops_count_the_looks_at_pictures() -> None:
+    model = network(additional_vocab_size=0, vocab_size=103, image_token_id=IMAGE)
+    model.requires_grad_(False)
+    cache = model.new_cache()
+    model(PROMPT[:, :5], model.encode_image(picture(1)), cache=cache)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.logits(model(PROMPT[:, 5:6], cache=cache))
+    assert decoder_flops(model.config, 1, before=5) == counter.get_total_flops()
 
 
 # Files ------------------------------------------------------------------------------------------

@@ -128,6 +128,14 @@ class IdeficsConfig(DecoderConfig):
         return rows * columns + 1
 
     @property
+    def flops_between_layers(self) -> int:
+        """Of a token that looks at a picture; its keys and values were made when it came."""
+        attention = product_flops(1, self.hidden_size, self.hidden_size)  # queries; output
+        attention += product_flops(1, self.hidden_size, self.image_latents)  # scores; the mix
+        mlp = 3 * product_flops(1, self.hidden_size, self.intermediate_size)
+        return self.num_hidden_layers // self.cross_layer_interval * (2 * attention + mlp)
+
+    @property
     def document_end(self) -> int:
         """The token after which a picture is seen no more."""
         eos = self.eos_token_id

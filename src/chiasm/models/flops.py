@@ -31,7 +31,8 @@ def decoder_flops(
     pairs = tokens * before + tokens * (tokens + 1) // 2
     layer = tokens * weights + pairs * 2 * queries  # scores, and the mix of values
     head = (tokens if logits is None else logits) * width * config.vocab_size
-    return 2 * (config.num_hidden_layers * layer + head)
+    between = tokens * config.flops_between_layers
+    return 2 * (config.num_hidden_layers * layer + head) + between
 
 
 def product_flops(rows: int, inner: int, columns: int) -> int:
