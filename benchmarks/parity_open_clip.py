@@ -35,7 +35,8 @@ import torch
 from torch import Tensor, nn
 
 from chiasm.media import Image
-from chiasm.models.checkpoint import ARCHITECTURES, load_dual_encoder, save_checkpoint
+from chiasm.models.architectures import ARCHITECTURES
+from chiasm.models.checkpoint import load_dual_encoder, save_checkpoint
 from chiasm.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from chiasm.models.preprocess import ImagePreprocessor
 from chiasm.models.siglip import SigLIP, SigLIPConfig, SigLIPTextConfig, SigLIPVisionConfig

@@ -1,7 +1,7 @@
 """Checkpoints in the Hugging Face layout: a folder with `config.json` and `model.safetensors`.
 
-`ARCHITECTURES` says what each `model_type` stands for; supporting another one means adding a row.
-Only safetensors files are read: a pickle can run code when it is opened.
+What each `model_type` stands for is said in `architectures`. Only safetensors files are read: a
+pickle can run code when it is opened.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +21,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from chiasm.errors import ChiasmError, NoSpace, UnknownModel, UnsupportedCheckpoint
-from chiasm.models import (
-    bert,
-    catalog,
-    clip,
-    convnext,
-    decoder,
-    flamingo,
-    gguf,
-    idefics3,
-    llava,
-    llava_next,
-    siglip,
-    vit,
-)
+from chiasm.models import catalog, gguf
+from chiasm.models.architectures import ARCHITECTURES, Architecture, WholeReader
 from chiasm.models.catalog import Progress
 from chiasm.models.catalog.cache import recorded_digests
 from chiasm.models.configuration import read_config, write_config
 from chiasm.models.dual_encoder import DualEncoder
-from chiasm.models.idefics3_reader import Idefics3Reader
 from chiasm.models.idefics_reader import IdeficsReader
-from chiasm.models.layout import Layout
-from chiasm.models.llava_reader import LLaVANeXTReader, LLaVAReader
 from chiasm.models.preprocess import AnyPreprocessor, preprocessor_from_config
 from chiasm.models.processor_files import ProcessorFiles, named_tokens
 from chiasm.models.skeleton import without_weights
-from chiasm.models.tokenizer import TOKENIZER_FILES, TextRules, Tokenizer
+from chiasm.models.tokenizer import TOKENIZER_FILES, Tokenizer
 from chiasm.models.vision_language import ImageReader
 
 CONFIG = "config.json"
@@ -55,86 +40,6 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-
-# Readers that a processor's file describes besides the image processor's.
-WholeReader = LLaVAReader | LLaVANeXTReader | Idefics3Reader
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What a `model_type` stands for.
-
-    model: makes the network from its configuration.
-    optional: keyword of `model` → the published name of a tensor whose presence switches that
-        part on, for parts that no configuration tells.
-    texts: what a dual encoder asks of its texts; None for a single tower.
-    images: makes the reader of a vision-language model's pictures from the processor's files.
-    """
-
-    model: Callable[..., nn.Module]
-    config: type[Any]
-    layout: Layout
-    optional: Mapping[str, str] = field(default_factory=dict)
-    texts: TextRules | None = None
-    images: Callable[[ProcessorFiles], ImageReader] | None = None
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "bert": Architecture(
-        bert.BERT, bert.BERTConfig, bert.LAYOUT, optional={"pooler": "pooler.dense.weight"}
-    ),
-    "clip": Architecture(clip.CLIP, clip.CLIPConfig, clip.LAYOUT, texts=TextRules()),
-    "convnext": Architecture(convnext.ConvNeXt, convnext.ConvNeXtConfig, convnext.LAYOUT),
-    **{
-        name: Architecture(decoder.Decoder, config, decoder.LAYOUT)
-        for name, config in decoder.DECODERS.items()
-    },
-    "idefics": Architecture(
-        flamingo.Flamingo,
-        flamingo.IdeficsConfig,
-        flamingo.LAYOUT,
-        images=lambda files: IdeficsReader.from_config(files.image_processor),
-    ),
-    **{
-        config.model_type: Architecture(
-            idefics3.Idefics3,
-            config,
-            idefics3.LAYOUT,
-            optional={"head": idefics3.HEAD},
-            images=Idefics3Reader.from_files,
-        )
-        for config in (idefics3.Idefics3Config, idefics3.SmolVLMConfig)
-    },
-    "llava": Architecture(
-        llava.LLaVA,
-        llava.LLaVAConfig,
-        llava.LAYOUT,
-        optional={"head": llava.HEAD},
-        images=LLaVAReader.from_files,
-    ),
-    "llava_next": Architecture(
-        llava_next.LLaVANeXT,
-        llava_next.LLaVANeXTConfig,
-        llava.LAYOUT,
-        optional={"head": llava.HEAD},
-        images=LLaVANeXTReader.from_files,
-    ),
-    "siglip": Architecture(
-        siglip.SigLIP,
-        siglip.SigLIPConfig,
-        siglip.LAYOUT,
-        texts=TextRules(fixed_length=True, lower_case=True),
-    ),
-    "siglip2": Architecture(
-        siglip.SigLIP2,
-        siglip.SigLIP2Config,
-        siglip.LAYOUT,
-        texts=TextRules(fixed_length=True, lower_case=True),
-    ),
-    "vit": Architecture(
-        vit.ViTModel, vit.ViTModelConfig, vit.LAYOUT, optional={"pooler": "pooler.dense.weight"}
-    ),
-}
 
 
 @dataclass(frozen=True)

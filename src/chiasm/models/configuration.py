@@ -74,7 +74,7 @@ def read_config(kind: type[T], entries: Mapping[str, Any], path: str = "") -> T:
                 continue
             if not isinstance(value, Mapping):
                 raise UnsupportedCheckpoint(f"{name} must be an object.")
-            arguments[field.name] = read_config(hint, value, f"{name}.")  # type: ignore[arg-type]
+            arguments[field.name] = read_config(hint, value, f"{name}.")
         else:
             arguments[field.name] = _checked(value, hint, name)
     return kind(**arguments)

@@ -303,7 +303,7 @@ class _PeftNames:
     """How modules are called in the network that `transformers` builds, which PEFT goes by."""
 
     def __init__(self, model: nn.Module) -> None:
-        from chiasm.models.checkpoint import ARCHITECTURES
+        from chiasm.models.architectures import ARCHITECTURES
 
         config: Any = getattr(model, "config", None)
         architecture = ARCHITECTURES.get(getattr(config, "model_type", ""))

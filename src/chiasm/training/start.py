@@ -11,7 +11,8 @@ from torch import nn
 
 from chiasm.errors import ConfigurationError, UnsupportedCheckpoint
 from chiasm.models import checkpoint
-from chiasm.models.checkpoint import ARCHITECTURES, DualEncoderCheckpoint
+from chiasm.models.architectures import ARCHITECTURES
+from chiasm.models.checkpoint import DualEncoderCheckpoint
 from chiasm.models.configuration import read_config
 from chiasm.models.preprocess import AnyPreprocessor, preprocessor_from_config
 from chiasm.models.tokenizer import CLIP_END, CLIP_START, Tokenizer
