@@ -84,15 +84,15 @@ class AnswerNetwork(nn.Module):
         device = batch.ids.device
         with torch.autocast(device.type, self._autocast) if self._autocast else nullcontext():
             features = self.features(batch.pictures)
+            # At the place where others look at their pictures: they wait for each other there.
+            unused = self.features([idle]) if features is None and idle is not None else None
             positions = mask = None
             if batch.segments is not None:
                 positions = positions_in(batch.segments)
                 mask = attention_mask(batch.segments)
             hidden = self.model(batch.ids, features, positions=positions, mask=mask)
             loss = answer_loss(hidden, batch.ids, batch.learned, self.model.logits)
-            if features is None and idle is not None:
-                unused = self.features([idle])
-                assert unused is not None
+            if unused is not None:
                 loss = loss + 0 * unused.float().sum()
         return loss
 
@@ -100,8 +100,9 @@ class AnswerNetwork(nn.Module):
         """[image tokens of all pictures, decoder width]."""
         if not pictures:
             return None
-        if self._splits and not self._tower_learns:
-            pictures = fill(self.model, pictures, self._cache)
+        if self._splits:
+            with torch.set_grad_enabled(self._tower_learns and torch.is_grad_enabled()):
+                pictures = fill(self.model, pictures, self._cache)
         dtype = next(self.model.decoder.parameters()).dtype
         return torch.cat([self._one(each, dtype) for each in pictures])
 

@@ -116,7 +116,8 @@ def train_vlm(
         for module in answers.modules():
             if isinstance(module, Block | DecoderLayer):
                 module.compile(dynamic=True)
-    network = spread(answers.to(world.device), world, recipe.loop.sharding, (DecoderLayer, Block))
+    # The tower is gathered as a whole: how often it is called differs between processes.
+    network = spread(answers.to(world.device), world, recipe.loop.sharding, (DecoderLayer,))
     trainee = InstructTrainee(network, world, micro_size=recipe.batch.micro_size, idle=idle)
 
     # The data -----------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ def picture_loader(
 def fill(model: Any, pictures: Sequence[Loaded], cache: FeatureCache | None) -> list[Loaded]:
     """The pictures with the tower's features, computed where they were not found.
 
-    Only for a network that `SplitsVision` and whose tower does not learn.
+    Only for a network that `SplitsVision`. cache: None if its tower learns.
     """
     missing = [number for number, each in enumerate(pictures) if each.features is None]
     found = dict(zip(missing, _tower(model, [pictures[n] for n in missing]), strict=True))
@@ -156,7 +156,6 @@ def fill(model: Any, pictures: Sequence[Loaded], cache: FeatureCache | None) -> 
     return filled
 
 
-@torch.no_grad()
 def _tower(model: Any, pictures: Sequence[Loaded]) -> list[Tensor]:
     """Tiles of several pictures at once, where they are of one shape."""
     groups: dict[Any, list[int]] = {}
