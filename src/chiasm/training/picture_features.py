@@ -106,7 +106,8 @@ def tower_identity(tower: nn.Module, images: ImageReader) -> str:
     hasher = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
         hasher.update(name.encode())
-        hasher.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)  # whatever its strides are
+        hasher.update(flat.view(torch.uint8).numpy())
     # How pictures are prepared shows on a picture of which all is known.
     ramp = np.arange(96 * 64 * 3, dtype=np.int64).reshape(64, 96, 3)
     known = Image((ramp * 7919 % 256).astype(np.uint8), original_size=(96, 64))
