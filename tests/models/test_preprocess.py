@@ -161,7 +161,7 @@ def test_an_empty_batch_has_the_right_shape() -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"image_processor_type": "LlavaImageProcessor"}, "LlavaImageProcessor"),
+        ({"image_processor_type": "PixtralImageProcessor"}, "PixtralImageProcessor"),
         ({}, "The image processor is ''"),
         ({"image_processor_type": "CLIPImageProcessor", "do_resize": False}, "do_resize is off"),
         ({"image_processor_type": "CLIPImageProcessor", "do_center_crop": False}, "same height"),
