@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import parity_pictures
 import pytest
 import torch
+import transformers
 from parity_pictures import IMAGE, SIDE, Prompt
 from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from chiasm.errors import InvalidRequest, UnsupportedCheckpoint
+from chiasm.models.architectures import ARCHITECTURES
 from chiasm.models.checkpoint import load_model, save_checkpoint
+from chiasm.models.configuration import read_config
 from chiasm.models.projectors import LinearProjector, PixelShuffleProjector
 from chiasm.models.vision_language import ImageInputs, placed
 
@@ -115,6 +119,101 @@ def test_a_missing_head_that_is_not_tied_is_an_error(
         load_model(folder)
 
 
+# Configurations as they stand on the hub: what they leave unsaid is what transformers means.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "llava": {
+        "image_token_index": 32000,
+        "projector_hidden_act": "gelu",
+        "text_config": {
+            "model_type": "llama",
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-05,
+            "vocab_size": 32064,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 1024,
+            "image_size": 336,
+            "intermediate_size": 4096,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
+            "patch_size": 14,
+            "projection_dim": 768,
+        },
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+    },
+    "llava_next": {"image_token_index": 32000, "text_config": {"model_type": "llama"}},
+    "idefics3": {
+        "image_token_id": 128257,
+        "scale_factor": 2,
+        "text_config": {
+            "model_type": "llama",
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_key_value_heads": 8,
+            "rope_theta": 500000.0,
+            "vocab_size": 128259,
+        },
+        "vision_config": {
+            "model_type": "idefics3",
+            "hidden_size": 1152,
+            "image_size": 364,
+            "intermediate_size": 4304,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 27,
+            "patch_size": 14,
+        },
+    },
+    "smolvlm": {
+        "image_token_id": 49190,
+        "scale_factor": 4,
+        "text_config": {
+            "model_type": "llama",
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_attention_heads": 9,
+            "num_hidden_layers": 30,
+            "num_key_value_heads": 3,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 100000,
+            "vocab_size": 49280,
+        },
+        "vision_config": {
+            "model_type": "smolvlm_vision",
+            "hidden_size": 768,
+            "image_size": 512,
+            "num_attention_heads": 12,
+            "patch_size": 16,
+            "size": {"longest_edge": 2048},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("model_type", PUBLISHED)
+def test_what_a_published_configuration_leaves_unsaid(model_type: str) -> None:
+    entries = PUBLISHED[model_type]
+    theirs = transformers.CONFIG_MAPPING[model_type].from_dict(entries)
+    ours = read_config(ARCHITECTURES[model_type].config, entries)
+    compared = 0
+    for mine, reference in (
+        (ours, theirs),
+        (ours.text_config, theirs.text_config),
+        (ours.vision_config, theirs.vision_config),
+    ):
+        for field in fields(mine):
+            value = getattr(mine, field.name)
+            if is_dataclass(value) or field.name in {"rope_theta", "rope_parameters"}:
+                continue
+            expected = getattr(reference, field.name)
+            pairs = isinstance(value, tuple)
+            assert [list(each) for each in value] == expected if pairs else value == expected, field
+            compared += 1
+    assert compared > 25
+    assert ours.text_config.rope_theta == theirs.text_config.rope_parameters["rope_theta"]
+
+
 # Costs ------------------------------------------------------------------------------------------
 
 
@@ -190,6 +289,21 @@ def test_features_go_row_by_row_through_a_batch(folders: dict[str, Path]) -> Non
         assert torch.allclose(found, model(torch.tensor([row]), features)[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_in_half_precision(name: str, folders: dict[str, Path]) -> None:
+    model: Any = load_model(folders[name])
+    inputs = picture(tiles_of(name))
+    exact = model.encode_image(inputs)
+    ids = torch.tensor([[3, *[IMAGE] * len(exact), 4]])
+    model.to(torch.bfloat16)
+    features = model.encode_image(inputs)
+    assert features.dtype == torch.bfloat16
+    assert float((features - exact).norm() / exact.norm()) < 0.05
+    hidden = model(ids, features.float(), cache=model.new_cache())
+    assert model.logits(hidden).dtype == torch.bfloat16
+
+
 @torch.no_grad()
 def test_a_prompt_read_in_pieces(folders: dict[str, Path]) -> None:
     model: Any = load_model(folders[LLAVA])
@@ -257,6 +371,7 @@ def test_a_picture_too_thin_for_its_tiles_is_read_whole(folders: dict[str, Path]
         (LLAVA, {"vision_feature_layer": []}, "vision_feature_layer is"),
         (LLAVA, {"vision_feature_layer": "last"}, "vision_feature_layer must be"),
         (LLAVA, {"vision_feature_select_strategy": "mean"}, "strategy is 'mean'"),
+        (LLAVA, {"image_token_index": 120}, "is 120, beyond the language model's 120 tokens"),
         (LLAVA, {"projector_hidden_act": "sine"}, "'sine', which is not known"),
         (NEXT, {"vision_feature_select_strategy": "full"}, "one token a patch"),
         (NEXT, {"image_grid_pinpoints": [[32, 50]]}, "multiples of the tower's image_size, 32"),

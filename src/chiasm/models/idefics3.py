@@ -21,7 +21,7 @@ from chiasm.models.flops import blocks_flops, product_flops
 from chiasm.models.layout import Layout, under
 from chiasm.models.projectors import PixelShuffleProjector
 from chiasm.models.transformer import Blocks, attended
-from chiasm.models.vision_language import ImageInputs, PicturesInText
+from chiasm.models.vision_language import ImageInputs, PicturesInText, in_vocabulary
 from chiasm.models.vit import PatchEmbedding, ViTConfig
 
 
@@ -158,6 +158,7 @@ class Idefics3(PicturesInText):
         """head: a matrix for the logits is at hand, though text_config calls it tied."""
         super().__init__()
         text = config.text_config
+        in_vocabulary("image_token_id", config.image_token_id, text)
         tied = config.tie_word_embeddings or (text.tie_word_embeddings and not head)
         text = replace(text, tie_word_embeddings=tied)
         self.config = replace(config, text_config=text, tie_word_embeddings=tied)
@@ -184,7 +185,8 @@ class Idefics3(PicturesInText):
                 f"Tiles have {pixels.shape[3]}×{pixels.shape[2]} pixels; the image "
                 f"tower reads {vision.image_size}×{vision.image_size}."
             )
-        return self.image_tower(pixels, mask)
+        weight = self.image_tower.patch_embedding.weight
+        return self.image_tower(pixels.to(weight.device, weight.dtype), mask)
 
     def project(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """One picture's tiles as `tower_features` gave them → [image tokens, decoder width]."""

@@ -20,7 +20,7 @@ from chiasm.models.flops import blocks_flops, product_flops
 from chiasm.models.layout import Layout, Names, under
 from chiasm.models.projectors import MLPProjector
 from chiasm.models.siglip import AttentionPooling, SigLIPVisionConfig
-from chiasm.models.vision_language import ImageInputs, PicturesInText
+from chiasm.models.vision_language import ImageInputs, PicturesInText, in_vocabulary
 from chiasm.models.vit import ViT
 
 TowerConfig = CLIPVisionConfig | SigLIPVisionConfig
@@ -110,6 +110,7 @@ class LLaVA(PicturesInText):
         super().__init__()
         self.config = config = _settled(config, head)
         vision, text = config.vision_config, config.text_config
+        in_vocabulary("image_token_index", config.image_token_index, text)
         clip_like = config.has_class_token
         self.image_tower = ViT(
             vision, class_token=clip_like, patch_bias=not clip_like, pre_norm=clip_like
@@ -132,6 +133,8 @@ class LLaVA(PicturesInText):
 
     def tower_features(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
         """[tiles, 3, height, width] → [tiles, image tokens of a tile, tower width]."""
+        weight = self.image_tower.patch_embedding.weight
+        pixels = pixels.to(weight.device, weight.dtype)
         states = self.image_tower.after(pixels, self.config.blocks_read)
         if self.config.drops_first:
             states = [tokens[:, 1:] for tokens in states]

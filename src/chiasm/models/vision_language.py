@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from chiasm.errors import InvalidRequest
+from chiasm.errors import InvalidRequest, UnsupportedCheckpoint
 from chiasm.media.image import Image
 from chiasm.models.cache import KeyValueCache
 
 if TYPE_CHECKING:
-    from chiasm.models.decoder import Decoder
+    from chiasm.models.decoder import Decoder, DecoderConfig
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,17 @@ def placed(embeddings: Tensor, ids: Tensor, image_token_id: int, features: Tenso
             f"{embeddings.shape[-1]}."
         )
     # Not written in place: the embeddings may need their gradient.
-    return embeddings.masked_scatter(where[..., None], features.to(embeddings.dtype))
+    return embeddings.masked_scatter(
+        where[..., None], features.to(embeddings.device, embeddings.dtype)
+    )
+
+
+def in_vocabulary(name: str, token: int, text: DecoderConfig) -> None:
+    """Raise UnsupportedCheckpoint unless a configuration's token has an embedding."""
+    if not 0 <= token < text.vocab_size:
+        raise UnsupportedCheckpoint(
+            f"{name} is {token}, beyond the language model's {text.vocab_size} tokens."
+        )
 
 
 class PicturesInText(nn.Module):
