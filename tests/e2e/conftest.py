@@ -6,22 +6,29 @@ import io
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from playwright.sync_api import Browser, expect, sync_playwright
 
 import chiasm.retrieval.sample
 from tests.e2e.console_page import CHROMIUM_FLAGS, PATIENCE_MILLISECONDS, ConsolePage
+from tests.e2e.playground_page import PlaygroundPage
 from tests.e2e.serving import ServerProcess, WeightsMissing
+from tests.e2e.talking_server import TalkingServer
 
 SAMPLE = Path(chiasm.retrieval.sample.__file__).parent
 PLACES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 OpenConsole = Callable[..., ConsolePage]
+OpenPlayground = Callable[..., PlaygroundPage]
+
+Window = TypeVar("Window", bound=ConsolePage)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,7 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _is_ours(item):
             item.add_marker(pytest.mark.e2e)
-            item.add_marker(pytest.mark.weights)
+            if "server" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.weights)
     items.sort(key=_is_ours)
 
 
@@ -83,16 +91,24 @@ def open_console(
 
     `expected` is a list of words that an error of this test may contain.
     """
-    opened: list[tuple[ConsolePage, list[str]]] = []
+    with _windows(ConsolePage, browser, server.url) as open_window:
+        yield open_window
 
-    def open_console(
-        *, url: str = server.url, expected: list[str] | None = None, **context: Any
-    ) -> ConsolePage:
-        window = ConsolePage(browser, url, **context)
+
+@contextmanager
+def _windows(
+    kind: type[Window], browser: Browser, default_url: str
+) -> Iterator[Callable[..., Window]]:
+    opened: list[tuple[Window, list[str]]] = []
+
+    def open_window(
+        *, url: str = default_url, expected: list[str] | None = None, **context: Any
+    ) -> Window:
+        window = kind(browser, url, **context)
         opened.append((window, expected or []))
         return window
 
-    yield open_console
+    yield open_window
     for window, expected in opened:
         window.close(expected=expected)
 
@@ -101,6 +117,38 @@ def open_console(
 def console(open_console: OpenConsole) -> ConsolePage:
     """A desktop window in which nothing may go wrong."""
     return open_console()
+
+
+@pytest.fixture(scope="session")
+def talking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TalkingServer]:
+    """One server with a model that talks. It needs no weights."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a second would only wait for the first
+    with TalkingServer(tmp_path_factory.mktemp("talking")) as server:
+        yield server
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def talking(talking_server: TalkingServer) -> TalkingServer:
+    """The same, saying all that it has to say."""
+    assert talking_server.generator is not None
+    talking_server.generator.limit = None
+    talking_server.generator.given_up = 0
+    return talking_server
+
+
+@pytest.fixture
+def open_playground(browser: Browser, talking: TalkingServer) -> Iterator[OpenPlayground]:
+    """As `open_console`, on the server that talks."""
+    with _windows(PlaygroundPage, browser, talking.url) as open_window:
+        yield open_window
+
+
+@pytest.fixture
+def playground(open_playground: OpenPlayground) -> PlaygroundPage:
+    """A desktop window on the playground, in which nothing may go wrong."""
+    return open_playground().visit()
 
 
 @pytest.fixture

@@ -77,6 +77,16 @@ def test_menu_by_keyboard(console: ConsolePage) -> None:
     expect(console.page.get_by_role("menu")).to_have_count(0)
 
 
+def test_a_question_gives_the_focus_back(console: ConsolePage) -> None:
+    console.open("sample")
+    button = console.page.get_by_role("button", name="Collection: sample")
+    button.click()
+    console.page.get_by_role("menuitem", name="New collection…").click()
+    expect(console.page.get_by_label("Name")).to_be_focused()
+    console.page.keyboard.press("Escape")
+    expect(button).to_be_focused()
+
+
 def test_focus_is_visible_everywhere(console: ConsolePage) -> None:
     console.open("sample").search("a tree")
     console.page.locator("body").press("Tab")

@@ -1,6 +1,8 @@
 // Every call to the server. Answers are the API's own objects; failures are `ApiError`s whose
 // message is a sentence for a person.
 
+import { serverSentEvents } from "./server-sent-events.js";
+
 export class ApiError extends Error {
   constructor(message, { status = 0, code = null } = {}) {
     super(message);
@@ -14,6 +16,7 @@ export class ApiError extends Error {
 }
 
 const UNREACHABLE = "The server does not answer. Is it still running?";
+const BROKEN_OFF = "The server broke off in the middle of the answer. Is it still running?";
 
 export const api = {
   ready: () => call("GET", "/readyz"),
@@ -36,6 +39,9 @@ export const api = {
   deleteItem: (collection, id) => call("DELETE", itemPath(collection, id)),
   thumbnailUrl: (collection, id) => `${itemPath(collection, id)}/thumbnail`,
 
+  models: async () => (await call("GET", "/v1/models")).data,
+  chat,
+
   addFile,
 };
 
@@ -47,10 +53,33 @@ function itemPath(collection, id) {
   return `${collectionPath(collection)}/items/${encodeURIComponent(id)}`;
 }
 
-async function call(method, path, { body, signal } = {}) {
-  let response;
+async function call(method, path, options) {
+  const response = await send(method, path, options);
+  return answer(response.status, await response.text());
+}
+
+// The chunks of a streamed answer, as they come. Aborting `signal` hangs up, and the server stops.
+async function* chat(body, { signal } = {}) {
+  const wanted = { ...body, stream: true, stream_options: { include_usage: true } };
+  const response = await send("POST", "/v1/chat/completions", { body: wanted, signal });
+  if (!response.ok) answer(response.status, await response.text());
   try {
-    response = await fetch(path, {
+    for await (const data of serverSentEvents(response.body)) {
+      if (data === "[DONE]") return;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new ApiError(chunk.error.message, { status: 500, code: chunk.error.code });
+      yield chunk;
+    }
+  } catch (error) {
+    if (error.name === "AbortError" || error instanceof ApiError) throw error;
+    throw new ApiError(BROKEN_OFF);
+  }
+  throw new ApiError(BROKEN_OFF);
+}
+
+async function send(method, path, { body, signal } = {}) {
+  try {
+    return await fetch(path, {
       method,
       signal,
       headers: body ? { "Content-Type": "application/json" } : undefined,
@@ -60,7 +89,6 @@ async function call(method, path, { body, signal } = {}) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(UNREACHABLE);
   }
-  return answer(response.status, await response.text());
 }
 
 // One file a request, so that each has its own progress and its own result. `fetch` cannot

@@ -4,14 +4,18 @@ import { AddingTray } from "./components/adding-tray.js";
 import { AskDialog } from "./components/ask.js";
 import { ThemeToggle } from "./components/theme-toggle.js";
 import { html, render } from "./preact.js";
-import { href, route } from "./route.js";
+import { pageHref, route } from "./route.js";
 import { announcement, connect, server } from "./state.js";
 import { tally } from "./adding.js";
+import { Playground } from "./views/playground.js";
 import { Search } from "./views/search.js";
 import { Starting } from "./views/starting.js";
 
 // A page is a line here: its name in the address, its word in the header, its view.
-const PAGES = [{ name: "search", label: "Search", view: Search }];
+const PAGES = [
+  { name: "search", label: "Search", view: Search },
+  { name: "playground", label: "Playground", view: Playground },
+];
 
 function App() {
   const page = PAGES.find(({ name }) => name === route.value.page) ?? PAGES[0];
@@ -21,10 +25,9 @@ function App() {
       <a class="brand" href="#/" aria-label="chiasm, start page">
         <img src="logo.svg" alt="" width="28" height="28" /><span>chiasm</span>
       </a>
-      ${PAGES.length > 1 &&
-      html`<nav aria-label="Pages">
-        ${PAGES.map(({ name, label }) => html`<a href=${href({ page: name, item: "" })} aria-current=${name === page.name ? "page" : undefined}>${label}</a>`)}
-      </nav>`}
+      <nav aria-label="Pages">
+        ${PAGES.map(({ name, label }) => html`<a key=${name} href=${pageHref(name)} aria-current=${name === page.name ? "page" : undefined}>${label}</a>`)}
+      </nav>
       <${ThemeToggle} />
     </header>
     ${server.value.state === "ready" ? html`<${page.view} />` : html`<${Starting} ...${server.value} />`}

@@ -1,11 +1,15 @@
 // What is on the screen lives in the address: `#/search/<collection>?q=…&where=…&item=…`.
 // So a link can be sent, a reload changes nothing, and the back button works.
 
-import { signal } from "./preact.js";
+import { effect, signal } from "./preact.js";
 
 const EMPTY = { page: "search", collection: "", text: "", image: "", like: "", where: [], item: "" };
 
 export const route = signal(parse(location.hash));
+
+// Where each page was left: its link in the header leads back there.
+const left = new Map();
+effect(() => left.set(route.value.page, route.value));
 
 window.addEventListener("popstate", () => (route.value = parse(location.hash)));
 
@@ -35,7 +39,14 @@ function decode(part) {
 
 // The address of this screen with some of it changed.
 export function href(changes) {
-  const to = { ...route.value, ...changes };
+  return addressOf({ ...route.value, ...changes });
+}
+
+export function pageHref(page) {
+  return addressOf({ ...(left.get(page) ?? { ...EMPTY, page }), item: "" });
+}
+
+function addressOf(to) {
   const values = new URLSearchParams();
   if (to.text) values.set("q", to.text);
   if (to.image) values.set("image", to.image);
@@ -43,7 +54,8 @@ export function href(changes) {
   for (const condition of to.where) values.append("where", condition);
   if (to.item) values.set("item", to.item);
   const query = values.toString();
-  return `#/${to.page}/${encodeURIComponent(to.collection)}${query ? `?${query}` : ""}`;
+  const collection = to.collection && `/${encodeURIComponent(to.collection)}`;
+  return `#/${to.page}${collection}${query ? `?${query}` : ""}`;
 }
 
 // `depth` counts the items opened one from another, so that closing returns to the gallery in

@@ -28,9 +28,9 @@ function Question({ title, text, label, action, danger, submit, resolve }) {
   const id = useId();
 
   useLayoutEffect(() => {
-    const before = document.activeElement;
-    dialog.current.showModal();
-    return () => before?.isConnected && before.focus();
+    const shown = dialog.current;
+    shown.showModal();
+    return () => shown.close(); // which gives the focus back; only taken away, it would be lost
   }, []);
 
   const finish = (answer) => {

@@ -1,10 +1,12 @@
-// Files dragged over the window: one half searches with the picture, the other adds.
+// Files dragged over the window: a zone for each thing that can be done with them.
 
 import { looksLikePicture } from "../choose-files.js";
 import { html, useEffect, useRef, useState } from "../preact.js";
 import { Icon } from "./icons.js";
 
-export function DropOverlay({ collection, canSearch, onSearch, onAdd }) {
+// zones(number of files): { icon, title, detail, onDrop?(files) }, from the first to the last; what
+// is dropped anywhere else, folders walked through, goes to `onFiles`.
+export function DropOverlay({ zones, onFiles }) {
   const [dragged, setDragged] = useState(null);
   const depth = useRef(0); // dragenter and dragleave come for every element that is crossed
 
@@ -28,36 +30,33 @@ export function DropOverlay({ collection, canSearch, onSearch, onAdd }) {
       if (!hasFiles(event) || event.defaultPrevented) return;
       event.preventDefault();
       if (document.querySelector("dialog[open]")) return;
-      filesOf(event.dataTransfer).then((files) => files.length && onAdd(files));
+      filesOf(event.dataTransfer).then((files) => files.length && onFiles(files));
     };
     const listeners = { dragenter: enter, dragleave: leave, dragover: over, drop };
     for (const [name, listener] of Object.entries(listeners)) document.addEventListener(name, listener);
     return () => {
       for (const [name, listener] of Object.entries(listeners)) document.removeEventListener(name, listener);
     };
-  }, [onAdd]);
+  }, [onFiles]);
 
   if (dragged === null) return null;
-  const searchDrop = (event) => {
-    event.preventDefault();
-    const file = event.dataTransfer.files[0];
-    if (file) onSearch(file);
-  };
   return html`<div class="drop-overlay">
-    ${canSearch &&
-    dragged === 1 &&
-    html`<${Zone} icon="search" title="Search with it" detail="Find pictures like this one" onDrop=${searchDrop} />`}
-    <${Zone} icon="plus" title=${`Add to ${collection}`} detail="Files and folders" />
+    ${zones(dragged).map((zone) => html`<${Zone} key=${zone.title} ...${zone} />`)}
   </div>`;
 }
 
 function Zone({ icon, title, detail, onDrop }) {
   const [over, setOver] = useState(false);
+  const drop = (event) => {
+    event.preventDefault();
+    const files = [...event.dataTransfer.files];
+    if (files.length) onDrop(files);
+  };
   return html`<div
     class=${`drop-zone ${over ? "over" : ""}`}
     onDragEnter=${() => setOver(true)}
     onDragLeave=${() => setOver(false)}
-    onDrop=${onDrop}
+    onDrop=${onDrop && drop}
   >
     <span class="notice-icon"><${Icon} name=${icon} /></span>
     <strong>${title}</strong>

@@ -54,6 +54,10 @@ function Collection({ name, items }) {
   }, [item]);
 
   const addFiles = useCallback((files) => add(name, files), [name]);
+  const zones = (files) => [
+    ...(items > 0 && files === 1 ? [{ icon: "search", title: "Search with it", detail: "Find pictures like this one", onDrop: ([file]) => searchWith(file) }] : []),
+    { icon: "plus", title: `Add to ${name}`, detail: "Files and folders" },
+  ];
   const empty = items === 0 && !hits.length && status !== "loading";
 
   return html`<main class="page" id="main">
@@ -81,7 +85,7 @@ function Collection({ name, items }) {
       <${Answer} ...${results} name=${name} empty=${empty} filtered=${where.length > 0} current=${current} onCurrent=${setCurrent} addFiles=${addFiles} />
     </main>
     ${item && html`<${ItemView} collection=${name} id=${item} siblings=${hits} ranked=${ranked} more=${results.more !== null} />`}
-    <${DropOverlay} collection=${name} canSearch=${items > 0} onSearch=${searchWith} onAdd=${addFiles} />`;
+    <${DropOverlay} zones=${zones} onFiles=${addFiles} />`;
 }
 
 function Summary({ hits, status, ranked, more, timing, filtered, total }) {
