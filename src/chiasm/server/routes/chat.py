@@ -51,7 +51,9 @@ async def create_chat_completion(
     names = _Names(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), model, generator.digest)
     events = generator.stream(asked)
     if body.stream:
-        first = await _first(events)
+        first = await _while_connected(request, lambda: _first(events))
+        if first is None:
+            return Response(status_code=499)
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         logprobs = asked.logprobs is not None
         chunks = _chunks(first, events, names, asked.choices, with_usage, logprobs)
