@@ -66,11 +66,11 @@ def write_conversations(folder: Path, count: int = 48) -> Path:
     return path
 
 
-def recipe(data: Path, parts: dict[str, str], **sections: Any) -> dict[str, Any]:
+def recipe(data: Path, parts: dict[str, Any], /, **sections: Any) -> dict[str, Any]:
     """The run as nested tables. sections: values to put in the place of these."""
     tables: dict[str, Any] = {
         "data": {"source": str(data), "threads": 1, "bucket_batches": 3, "max_tokens": 256},
-        "model": {"new": {**parts, "feature_layer": -2}},
+        "model": {"new": {"feature_layer": -2, **parts}},
         "tune": {"stage": "instruct", "language_model": "lora"},
         "lora": {"rank": 4, "alpha": 8, "targets": ["q_proj", "v_proj"], "dropout": 0.1},
         "batch": {"size": 8},

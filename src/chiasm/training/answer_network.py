@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -84,17 +84,14 @@ class AnswerNetwork(nn.Module):
         device = batch.ids.device
         with torch.autocast(device.type, self._autocast) if self._autocast else nullcontext():
             features = self.features(batch.pictures)
-            # At the place where others look at their pictures: they wait for each other there.
             unused = self.features([idle]) if features is None and idle is not None else None
             positions = mask = None
             if batch.segments is not None:
                 positions = positions_in(batch.segments)
                 mask = attention_mask(batch.segments)
-            hidden = self.model(batch.ids, features, positions=positions, mask=mask)
-            loss = answer_loss(hidden, batch.ids, batch.learned, self.model.logits)
-            if unused is not None:
-                loss = loss + 0 * unused.float().sum()
-        return loss
+            with _entering(self.model.decoder, unused):
+                hidden = self.model(batch.ids, features, positions=positions, mask=mask)
+            return answer_loss(hidden, batch.ids, batch.learned, self.model.logits)
 
     def features(self, pictures: Sequence[Loaded]) -> Tensor | None:
         """[image tokens of all pictures, decoder width]."""
@@ -112,6 +109,29 @@ class AnswerNetwork(nn.Module):
         else:
             found = self.model.encode_image(picture.inputs)
         return found
+
+
+@contextmanager
+def _entering(decoder: nn.Module, unused: Tensor | None) -> Iterator[None]:
+    """Inside, nothing of `unused` is added to what enters the decoder, and gradients flow back.
+
+    Processes exchange gradients in the order in which they arise, which must be the same on all:
+    from the decoder's first layer on to the projector, even where nothing comes from there.
+    """
+    if unused is None:
+        yield
+        return
+    nothing = 0 * unused.float().sum()
+
+    def enter(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        embeddings, *rest = arguments
+        return embeddings + nothing.to(embeddings.dtype), *rest
+
+    handle = decoder.register_forward_pre_hook(enter)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class InstructTrainee:
@@ -141,7 +161,8 @@ class InstructTrainee:
             own = 1.0 if number < len(parts) else 0.0
             with exchanging(self.network, exchange and number == most - 1):
                 loss = self.network(part, self._idle)
-                (loss * (weight * own)).backward()
+                if loss.requires_grad:  # not if the projector alone learns, and there is no picture
+                    (loss * (weight * own)).backward()
             total += loss.detach() * own
         loss_sum = summed(self._world, total)
         return {
