@@ -1,0 +1,157 @@
+"""Compose the pictures and write their conversations: training, validation, held out.
+
+    python recipes/default_vlm/compose.py
+
+writes `train.jsonl`, `validation.jsonl` and `held_out.jsonl` in the shape of OpenAI's messages,
+and their pictures, into the work folder. Beside `messages`, a line says what is shown (`objects`)
+and what each question is (`turns`), for evaluate.py. Everything follows from the seed.
+
+What the start model's namer says of a picture decides what is asked of it in training: an object
+that is not among the words that the language model is given is not asked for by name.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from backgrounds import HELD_OUT, TRAIN
+from questions import WORDS, Asker
+from scene import Scene, Thing, compose, write
+from split import Split, load, nouns, split
+
+from chiasm.media import open_image
+from chiasm.models import catalog, small_vlm
+from chiasm.settings import Settings
+from chiasm.training.picture_features import FeatureCache, picture_key, tower_identity
+
+START = "start"  # the model without adapters, see begin.py
+
+
+def main() -> None:
+    """Compose all parts."""
+    torch.set_num_threads(1)
+    settings = load()
+    words = nouns(settings)
+    found = split(settings, words)
+    work = Path(settings["work"])
+    cache = Settings.load().cache_dir
+    photographs = catalog.pull("scikit-image-photos", cache_dir=cache)
+    start = small_vlm.load(cache_dir=cache, shipped=work / START)
+    kept = FeatureCache(work / "features", tower_identity(start.model.image_tower, start.images))
+    for part in ("train", "validation", "held out", "familiar"):
+        write_part(settings, found, part, work / part.replace(" ", "_"), start, kept, photographs)
+
+
+def write_part(
+    settings: dict[str, Any],
+    found: Split,
+    part: str,
+    target: Path,
+    start: Any,
+    kept: FeatureCache,
+    photographs: Path,
+) -> None:
+    """One file and its folder of pictures. A part that is there is left as it is."""
+    path = target.with_suffix(".jsonl")
+    if path.exists():
+        print(f"{path.name}: there already")
+        return
+    rules = settings["pictures"]
+    target.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    concepts = found.concepts_of(part)
+    shown = [found.concepts[i].key for i in found.parts[part]]
+    strange = part in ("held out", "familiar")
+    kinds = HELD_OUT if strange else TRAIN
+    lines = []
+    for number in range(rules[part.replace(" ", "_")]):
+        random = np.random.default_rng([rules["seed"], sum(map(ord, part)), number])
+        if random.random() < rules["text_share"]:
+            texts = WORDS["held out" if strange else "train"]
+            text = str(random.choice(texts)) if random.random() < 0.6 else str(random.integers(100))
+            scene = write(text, kinds, rules["side"], random)
+        else:
+            scene = drawn(settings, found, part, kinds, random, photographs)
+        name = f"{number:05}.jpg"
+        quality = int(random.integers(70, 96))
+        if not (target / name).exists():  # else the features that are kept are this file's
+            scene.image.save(target / name, quality=quality)
+        known = named(start, target / name, scene, kept) if part == "train" else set(scene.things)
+        asker = Asker(
+            concepts,
+            [shown.count(concept.key) for concept in concepts],
+            "held out" if strange else "train",
+            known.__contains__,
+        )
+        turns = asker.turns(scene, random)
+        lines.append(json.dumps({"messages": messages(f"{target.name}/{name}", turns),
+                                 **scene.facts(), "turns": [vars(turn) for turn in turns]}))  # fmt: skip
+        if number % 100 == 99:
+            print(f"{path.name}: {number + 1}, {time.monotonic() - began:.0f} s", flush=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def drawn(
+    settings: dict[str, Any],
+    found: Split,
+    part: str,
+    kinds: tuple[str, ...],
+    random: np.random.Generator,
+    photographs: Path,
+) -> Scene:
+    """A picture of cut-outs drawn by source; half of those of several are of one kind."""
+    rules = settings["pictures"]
+    pool = found.parts[part]
+    weights = np.array([rules["source_weights"][found.pictures[i].source] for i in pool])
+    count = 1 + int(random.choice(4, p=rules["counts"]))
+    together = count > 1 and random.random() < 0.5
+    chosen: list[int] = []
+    while len(chosen) < count:
+        i = int(random.choice(pool, p=weights / weights.sum()))
+        seen = [found.concepts[each] for each in chosen]
+        alike = all(found.concepts[i].kind == each.kind for each in seen)
+        other = all(found.concepts[i].name not in each.accepted for each in seen)
+        if other and (alike or not together):
+            chosen.append(i)
+        elif together and len(chosen) == 1 and random.random() < 0.02:
+            chosen = []  # there may be no other of its kind
+    cutouts = [(found.pictures[i], found.concepts[i]) for i in chosen]
+    return compose(cutouts, kinds, rules["side"], random, photographs=photographs)
+
+
+def named(start: Any, path: Path, scene: Scene, kept: FeatureCache) -> set[Thing]:
+    """The things that the namer names among the words that the language model will be given."""
+    features = kept.get(picture_key(path))
+    if features is None:
+        inputs = start.images.prepare(open_image(path))
+        with torch.no_grad():
+            features = kept.put(picture_key(path), start.model.tower_features(inputs.pixels))
+    given = start.model.words_given(features)
+    looks = [[start.tokenizer.decode(word).strip() for word in words] for words in given]
+    known = set()
+    for thing in scene.things:
+        x, y = thing.centre
+        own = [0, 1 + int(x >= 0.5) + 2 * int(y >= 0.5)] if len(scene.things) > 1 else [0]
+        if any(word in thing.concept.accepted for look in own for word in looks[look]):
+            known.add(thing)
+    return known
+
+
+def messages(picture: str, turns: list[Any]) -> list[dict[str, Any]]:
+    """The turns as OpenAI's messages, the picture in the first."""
+    found: list[dict[str, Any]] = []
+    for number, turn in enumerate(turns):
+        text = {"type": "text", "text": turn.question}
+        shown = {"type": "image_url", "image_url": {"url": picture}}
+        found.append({"role": "user", "content": [text] if number else [shown, text]})
+        found.append({"role": "assistant", "content": turn.answer})
+    return found
+
+
+if __name__ == "__main__":
+    main()
