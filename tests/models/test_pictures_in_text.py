@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import parity_pictures
+import parity_processors
 import pytest
 import torch
 import transformers
+from parity import randomise
 from parity_pictures import IMAGE, SIDE, Prompt
 from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from chiasm.errors import InvalidRequest, UnsupportedCheckpoint
 from chiasm.models.architectures import ARCHITECTURES
 from chiasm.models.checkpoint import load_model, save_checkpoint
 from chiasm.models.configuration import read_config
+from chiasm.models.generator import load_generator
 from chiasm.models.projectors import LinearProjector, PixelShuffleProjector
 from chiasm.models.vision_language import ImageInputs, placed
 
@@ -357,6 +361,62 @@ def test_a_picture_too_thin_for_its_tiles_is_read_whole(folders: dict[str, Path]
     model: Any = load_model(folders[NEXT])
     thin = ImageInputs(picture(3).pixels, (1000, 1))  # a row of two tiles and the whole
     assert model.encode_image(thin).shape == (16, 40)
+
+
+# The whole way, from a picture and a question ---------------------------------------------------
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {% for part in message.content %}"
+    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}\n"
+    "{% endfor %}assistant: "
+)
+
+
+@pytest.mark.parametrize("name", ["LLaVA", "LLaVA-NeXT", "Idefics3"])
+@torch.no_grad()
+def test_pictures_and_a_question_as_transformers_asks_them(name: str, tmp_path: Path) -> None:
+    if name == "Idefics3":
+        kind, made = "Idefics3", parity_processors.idefics3(3 * SIDE, SIDE, seq_len=4)
+        entries: dict[str, Any] = {"vision_config": parity_pictures.TOWER}
+    elif name == "LLaVA-NeXT":
+        kind, made = "LlavaNext", parity_processors.llava_next(SIDE, 8)
+        entries = {"image_grid_pinpoints": parity_processors.pinpoints(SIDE)}
+    else:
+        image_processor = CLIPImageProcessorPil(**parity_processors.clip(SIDE))
+        kind, made = "Llava", parity_processors.llava(image_processor, patch_size=8)
+        entries = {}
+    processor = made.processor
+    tokens = len(processor.tokenizer)
+    text = {**parity_pictures.LLAMA, "vocab_size": tokens, "max_position_embeddings": 2048}
+    entries = {"vision_config": parity_pictures.CLIP, **entries, "text_config": text}
+    entries["image_token_id"] = parity_processors.IMAGE
+    config = getattr(transformers, f"{kind}Config")(**entries)
+    reference = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+    reference = randomise(reference).eval()
+    processor.tokenizer.chat_template = TEMPLATE
+    for part in (reference, processor, processor.tokenizer):
+        part.save_pretrained(tmp_path)
+
+    parts = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "which is larger?"}]
+    messages = [{"role": "user", "content": parts}]
+    pictures = [parity_processors.picture(size) for size in ((90, 61), (20, 37))]
+    prompt = processor.tokenizer.apply_chat_template(messages, tokenize=False)
+    asked = processor(
+        images=[parity_processors.pil(each) for each in pictures], text=prompt, return_tensors="pt"
+    )
+    expected = reference(**asked).logits
+
+    found = load_generator(tmp_path, cache_dir=tmp_path)
+    model: Any = found.model
+    assert found.images is not None
+    first, *rest = found.tokenizer.render(messages).split(found.images.mark)
+    for each, part in zip(pictures, rest, strict=True):
+        first += found.images.placeholder(*each.size) + part
+    ids = torch.tensor([found.tokenizer.encode(first)])
+    assert ids.tolist() == asked["input_ids"].tolist()
+    features = [model.encode_image(found.images.prepare(each)) for each in pictures]
+    logits = model.logits(model(ids, torch.cat(features)))
+    assert float((logits - expected).abs().max()) <= 1e-4
 
 
 # Configurations that cannot be followed ---------------------------------------------------------
