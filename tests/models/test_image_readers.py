@@ -134,12 +134,13 @@ def network(name: str) -> Any:
     tower |= {"num_attention_heads": 1, "image_size": 28, "patch_size": 7}
     if name.startswith("Idefics3"):
         vision = Idefics3VisionConfig(**tower)
-        return Idefics3(Idefics3Config(text_config=text, vision_config=vision))
+        return Idefics3(Idefics3Config(text_config=text, vision_config=vision, image_token_id=7))
     if name == "SmolVLM":
         vision = SmolVLMVisionConfig(**tower)
-        return Idefics3(SmolVLMConfig(text_config=text, vision_config=vision))
+        return Idefics3(SmolVLMConfig(text_config=text, vision_config=vision, image_token_id=7))
     kind = SigLIPVisionConfig if "SigLIP" in name else CLIPVisionConfig
     entries = {"text_config": text, "vision_config": kind(**tower), "vision_feature_layer": -1}
+    entries["image_token_index"] = 7
     if name == "LLaVA-NeXT":
         grid = tuple(map(tuple, pinpoints(28)))
         return LLaVANeXT(LLaVANeXTConfig(**entries, image_grid_pinpoints=grid))
