@@ -1,8 +1,9 @@
 """Takes the pictures of the console that the documentation shows.
 
-    python -m tests.e2e.screenshots docs/images
+    python -m tests.e2e.screenshots docs/images [GENERATOR]
 
-It starts a server with the sample collection, and needs Chromium and the default weights.
+It starts a server with the sample collection, and needs Chromium and the default weights. The
+playground is left out where GENERATOR (default-vlm, if none is named) is not at hand.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import io
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,10 @@ from playwright.sync_api import Browser, expect, sync_playwright
 
 from tests.e2e.conftest import PLACES, new_picture, sample_picture
 from tests.e2e.console_page import CHROMIUM_FLAGS, PHONE, ConsolePage
-from tests.e2e.serving import ServerProcess
+from tests.e2e.playground_page import PlaygroundPage
+from tests.e2e.serving import ServerProcess, WeightsMissing
+
+ANSWER_MILLISECONDS = 120_000
 
 # A palette keeps the files small. The picture's own colours make it up, but for these few, which
 # must stay exactly what they are: the logo's, the buttons', the backgrounds'.
@@ -42,18 +48,32 @@ FIXED = (
 )
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, generator: str = "default-vlm") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     executable = next(filter(None, map(shutil.which, PLACES)))
-    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
-        server = ServerProcess(Path(temporary)).wait()
+    expect.set_options(timeout=ANSWER_MILLISECONDS)
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
-        try:
+        with started() as server:
             for words in ("warm", "up"):  # the first searches pay for what is loaded late
                 server.call("POST", "/v1/collections/sample/search", json={"text": words})
             take(browser, server, folder)
+        try:
+            with started(sample=False, generator=generator) as server:
+                take_playground(browser, server.wait_for_generator(), folder)
+        except WeightsMissing as missing:
+            print(f"No picture of the playground. {missing}")  # noqa: T201
+        browser.close()
+
+
+@contextmanager
+def started(**options: Any) -> Iterator[ServerProcess]:
+    """A server with data of its own, ready."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = ServerProcess(Path(folder), **options).wait()
+        try:
+            yield server
         finally:
-            browser.close()
             server.stop()
 
 
@@ -102,6 +122,23 @@ def take(browser: Browser, server: ServerProcess, folder: Path) -> None:
     save(console, folder / "console-adding.png")
 
 
+def take_playground(browser: Browser, server: ServerProcess, folder: Path) -> None:
+    """A photograph and what it is; in the dark a second question, which finds much in the cache."""
+    tall = {"viewport": {"width": 1360, "height": 1100}}
+    for name, context in {
+        "light": tall | {"color_scheme": "light"},
+        "dark": {"color_scheme": "dark"},
+        "phone": PHONE | {"color_scheme": "light"},
+    }.items():
+        playground = PlaygroundPage(browser, server.url, **context).visit()
+        playground.choose(("coffee.webp", sample_picture("coffee")))
+        playground.page.mouse.move(0, 0)
+        playground.ask("What is this?")
+        if name == "dark":
+            playground.ask("Is there a spoon in the picture?")
+        save(playground, folder / f"console-playground-{name}.png")
+
+
 def save(console: ConsolePage, path: Path) -> None:
     """The window as it is, as a small PNG; then close it unless nothing was wrong with it."""
     console.page.evaluate("() => document.fonts.ready")
@@ -126,4 +163,4 @@ def save_small(picture: PIL.Image.Image, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -16,13 +16,20 @@ READY_SECONDS = 180  # a few are enough; a machine with other work needs longer
 
 
 class WeightsMissing(Exception):
-    """The default weights are not in the cache."""
+    """The weights to serve are not in the cache, or not in the catalogue."""
 
 
 class ServerProcess:
     """`chiasm serve --offline` on a free port of the loopback address."""
 
-    def __init__(self, folder: Path, *, port: int | None = None, sample: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int | None = None,
+        sample: bool = True,
+        generator: str | None = None,
+    ) -> None:
         self.folder = folder
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -35,6 +42,7 @@ class ServerProcess:
                 str(self.port),
                 "--offline",
                 *([] if sample else ["--no-sample"]),
+                *(["--generator", generator] if generator else []),
             ],
             env=environment,
             cwd=folder,
@@ -59,9 +67,21 @@ class ServerProcess:
             time.sleep(0.05)
         self.stop()
         log = (self.folder / "server.log").read_text(encoding="utf-8", errors="replace")
-        if "chiasm pull" in log or "offline" in log.lower():
+        unknown = "has no entry called" in log
+        if unknown or "chiasm pull" in log or "offline" in log.lower():
             raise WeightsMissing(log[-500:])
         raise AssertionError(f"The server did not become ready:\n{log}")
+
+    def wait_for_generator(self) -> ServerProcess:
+        """Until it answers questions. Raises WeightsMissing if it cannot."""
+        while True:
+            models = self.call("GET", "/v1/models")["data"]
+            if any(model["kind"] == "chat" for model in models):
+                return self
+            question = {"messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 1}
+            answer = httpx.post(f"{self.url}/v1/chat/completions", json=question, timeout=60)
+            if answer.is_error and answer.json()["error"]["code"] != "not_ready":
+                raise WeightsMissing(answer.json()["error"]["message"])
 
     def stop(self) -> None:
         """As with Ctrl-C."""

@@ -134,15 +134,16 @@ def test_who_scrolls_up_reads_in_peace(
     playground = open_playground(**SMALL_PHONE).visit()
     playground.set(Most_tokens="300")
     playground.choose(("tall.png", new_picture(67, size=(300, 500))))
-    talking.generator.limit = 60
+    talking.generator.limit = 200
     playground.send("What is this?")
-    expect(playground.answer).to_be_visible()
+    playground.page.wait_for_function("() => scrollY > 50")
     playground.page.evaluate("() => scrollTo(0, 0)")
-    playground.page.wait_for_function("() => scrollY === 0")
-    playground.page.wait_for_timeout(100)
     talking.generator.limit = None
     playground.ended()
     assert playground.page.evaluate("() => scrollY") == 0
+    playground.page.evaluate("() => scrollTo(0, document.body.scrollHeight)")
+    playground.ask("And what else?")  # from the end on, the page follows again
+    expect(playground.budgets).to_be_in_viewport()
 
 
 def _no_sideways_scrolling(playground: PlaygroundPage) -> bool:

@@ -10,10 +10,10 @@ export function Budgets({ usage, context, open }) {
   return html`<details class="budgets" open=${open}>
     <summary><span>${[speed(usage), places(usage, context)].filter(Boolean).join(" · ")}</span></summary>
     <dl>
-      <${Budget} name="Vision compute" value=${flops(vision)} share=${percent(vision / all)} why=${visionWhy(usage)}>
+      <${Budget} name="Vision compute" value=${flops(vision)} share=${`${percent(vision / all)} of both`} why=${visionWhy(usage)}>
         <${Bar} parts=${[{ name: "image", count: vision }]} of=${all} />
       <//>
-      <${Budget} name="Language compute" value=${flops(language)} share=${percent(language / all)} why="Spent by the language model on reading the prompt and writing the answer.">
+      <${Budget} name="Language compute" value=${flops(language)} share=${`${percent(language / all)} of both`} why="Spent by the language model on reading the prompt and writing the answer.">
         <${Bar} parts=${[{ name: "text", count: language }]} of=${all} />
       <//>
       <${Context} usage=${usage} context=${context} />
@@ -53,10 +53,9 @@ function Context({ usage, context }) {
   const { total_tokens: used } = usage;
   const parts = contextParts(usage);
   const cached = usage.prompt_tokens_details.cached_tokens;
-  const share = context && used / context;
   const why = ["What the model holds in mind at once: pictures, text and its own answer."];
   if (cached) why.push("Cached tokens were read for an earlier question, and not read again.");
-  return html`<${Budget} name="Context" value=${places(usage, context)} share=${context && percent(share)} why=${why.join(" ")}>
+  return html`<${Budget} name="Context" value=${places(usage, context)} share=${context && `${percent(used / context)} full`} why=${why.join(" ")}>
     ${context && html`<${Bar} parts=${[{ name: "used", count: used }]} of=${context} thin />`}
     <${Bar} parts=${parts} of=${used} cached=${cached} />
     <span class="budget-parts">

@@ -34,14 +34,14 @@ export function Composer({ field, model, openSettings, onAsk }) {
     if (event.isComposing) return;
     if (event.key === "Enter" && !event.shiftKey) submit(event);
     if (event.key === "Escape" && asking) stop();
-    if (event.key === "Backspace" && !text && pictures.length) detach(pictures.at(-1));
+    if (event.key === "Backspace" && !event.repeat && !text && pictures.length) detach(pictures.at(-1));
   };
 
   return html`<form class="composer" onSubmit=${submit} aria-label="Ask">
     ${turns.value.length > 0 && html`<${Attached} />`}
     <textarea
       ref=${field}
-      rows="1"
+      rows=${text.split("\n").length}
       aria-label="Your question"
       placeholder=${placeholder(pictures)}
       enterkeyhint="send"

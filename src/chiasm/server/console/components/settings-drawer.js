@@ -17,7 +17,7 @@ export function SettingsDrawer({ close }) {
   }, []);
 
   return html`<dialog ref=${dialog} class="drawer" aria-labelledby="settings-title" onCancel=${(event) => (event.preventDefault(), close())} onClick=${(event) => event.target === dialog.current && close()}>
-    <form onSubmit=${(event) => (event.preventDefault(), close())}>
+    <form novalidate onSubmit=${(event) => (event.preventDefault(), close())}>
       <header>
         <h2 id="settings-title">Settings</h2>
         <button type="button" class="button quiet round" aria-label="Close" onClick=${close}><${Icon} name="close" /></button>

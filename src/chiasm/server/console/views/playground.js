@@ -31,7 +31,7 @@ export function Playground() {
   if (generators.value?.length) return html`<${Conversation} />`;
   return html`<main class="page" id="main" aria-busy=${String(!absence.value)}>
     <h1 class="visually-hidden">Playground</h1>
-    ${absence.value && html`<${NoGenerator} ...${absence.value} message=${absence.value.message} />`}
+    ${absence.value && html`<${NoGenerator} error=${absence.value} />`}
   </main>`;
 }
 
@@ -69,21 +69,20 @@ function contextOf(turn) {
   return generators.value.find(({ id }) => id === turn.model)?.context;
 }
 
-// The page follows the growing answer as long as its end is in view; who scrolls up reads in peace.
+// The page follows the growing answer until somebody scrolls up, and again from its end on.
 function useFollowing(asked) {
-  const atEnd = useRef(true);
-  useEffect(() => {
-    const look = () => {
-      const { scrollHeight, clientHeight, scrollTop } = document.documentElement;
-      atEnd.current = scrollHeight - clientHeight - scrollTop < 48;
-    };
-    document.addEventListener("scroll", look, { passive: true });
-    return () => document.removeEventListener("scroll", look);
-  }, []);
+  const following = useRef(true);
+  const placed = useRef(0);
+  const page = document.documentElement;
+  // Looked at before the page grows: among quick words, the event of a scroll comes too late.
+  if (page.scrollTop < placed.current - 1) following.current = false;
+  if (page.scrollHeight - page.clientHeight - page.scrollTop < 4) following.current = true;
   useLayoutEffect(() => {
-    if (atEnd.current && asked.length) scrollTo({ top: document.documentElement.scrollHeight, behavior: "instant" });
+    if (!following.current || !asked.length) return;
+    page.scrollTo({ top: page.scrollHeight, behavior: "instant" });
+    placed.current = page.scrollTop;
   }, [asked]);
-  return () => (atEnd.current = true);
+  return () => (following.current = true);
 }
 
 function Welcome({ field }) {
@@ -110,7 +109,8 @@ function Welcome({ field }) {
   </div>`;
 }
 
-function NoGenerator({ code, message }) {
+function NoGenerator({ error }) {
+  const { code, message } = error;
   if (code !== NONE) {
     return html`<${Notice} logo title=${code === "not_ready" ? "The model is on its way" : "The model is not there"} role="status">
       <p>${message}</p>
