@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 from chiasm import cli
 from chiasm.models.catalog.entry import parse
 from chiasm.settings import Settings
+from chiasm.training.instruct_recipe import InstructRecipe
 from chiasm.training.recipe import ContrastiveRecipe
 from chiasm.training.recipe_file import build_recipe
 
@@ -204,6 +205,9 @@ def test_configuration_is_accepted(block: Block, tmp_path: Path) -> None:
         return
     if block.text.startswith("# recipe.toml\n"):
         build_recipe(ContrastiveRecipe, tomllib.loads(block.text), "recipe.toml").model.check()
+        return
+    if block.text.startswith(("# align.toml\n", "# instruct.toml\n")):
+        build_recipe(InstructRecipe, tomllib.loads(block.text), "recipe.toml").check()
         return
     file = tmp_path / "chiasm.toml"
     file.write_text(block.text, encoding="utf-8")
