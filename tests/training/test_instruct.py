@@ -348,6 +348,17 @@ def test_damage_is_counted_and_named(tmp_path: Path, parts: dict[str, str]) -> N
         run(tmp_path / "strict", tables)
 
 
+def test_what_is_too_long_is_shortened_and_counted(
+    tmp_path: Path, data: Path, parts: dict[str, str]
+) -> None:
+    """Two of three conversations have one question; the others lose their second."""
+    tables = recipe(data, parts, data={"max_tokens": 60}, loop={"steps": 6})
+    trained = run(tmp_path, tables)
+    assert trained.skipped == {}
+    assert trained.shortened == 16
+    assert {row["answer_tokens"] for row in read_metrics(tmp_path / METRICS)} < set(range(100))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

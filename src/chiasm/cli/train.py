@@ -222,5 +222,9 @@ def _print(trained: Trained, use: str) -> None:
         total = sum(trained.skipped.values())
         reasons = ", ".join(f"{count} {reason}" for reason, count in trained.skipped.items())
         terminal.err.print(f"{total} samples were left out: {reasons}", highlight=False)
+    if trained.shortened:
+        terminal.err.print(
+            f"{trained.shortened} samples were shortened, being too long", highlight=False
+        )
     terminal.out.print(f"model  {trained.model}", highlight=False, soft_wrap=True)
     terminal.out.print(f"use    {use}", highlight=False, soft_wrap=True)

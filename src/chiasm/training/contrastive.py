@@ -32,12 +32,17 @@ _NAMED = 8  # samples named when a loss is no number
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run has left. figures: of its last report. skipped: damaged samples, by reason."""
+    """What a run has left.
+
+    figures: of its last report. skipped: damaged samples, by reason. shortened: those that were
+    used in part, being too long.
+    """
 
     model: Path
     steps: int
     figures: dict[str, float]
     skipped: dict[str, int]
+    shortened: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -46,6 +51,7 @@ class Trained:
             "steps": self.steps,
             "figures": self.figures,
             "skipped": self.skipped,
+            "shortened": self.shortened,
         }
 
 

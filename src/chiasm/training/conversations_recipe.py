@@ -22,7 +22,8 @@ class ConversationsRecipe:
     prompts: the questions that a table's captions answer; one of them by chance for each.
     columns: names in a table of captions.
     max_tokens: the longest conversation, its pictures included, and the length of a packed row. Of
-        a longer one the last turns are left out; one whose first answer does not fit is not used.
+        a longer one, or one that is longer than the model's context, the last turns are left out;
+        one whose first answer does not fit is not used.
     packing: lay several conversations into one row of `max_tokens`, each seeing itself alone, so
         that nearly no token is padding. Without it a row is one conversation.
     shuffle: another order every epoch.

@@ -48,7 +48,6 @@ from chiasm.training.recipe_file import as_table, show_recipe
 from chiasm.training.record import METRICS, read_metrics
 
 ADAPTERS = "adapters"
-_SHORTENED = "shortened to fit"
 
 
 def train_vlm(
@@ -177,13 +176,18 @@ def train_vlm(
     world.barrier()
     reports = read_metrics(folder / METRICS)
     figures = {name: value for name, value in reports[-1].items() if name != "step"}
-    skipped = summed_counts(world.gather(_lost(loader)))
-    return Trained(folder / MODEL, recipe.loop.steps, figures, skipped)
+    skipped = summed_counts(world.gather(dict(loader.skipped)))
+    shortened = sum(world.gather(loader.shortened))
+    return Trained(folder / MODEL, recipe.loop.steps, figures, skipped, shortened)
 
 
 def _encoder(begun: Begun, max_tokens: int, recipe: InstructRecipe) -> ConversationEncoder:
+    context = begun.model.decoder.config.max_position_embeddings
     return ConversationEncoder(
-        begun.tokenizer, begun.images, max_tokens=max_tokens, limits=recipe.data.limits
+        begun.tokenizer,
+        begun.images,
+        max_tokens=min(max_tokens, context),
+        limits=recipe.data.limits,
     )
 
 
@@ -212,9 +216,3 @@ def _idle(begun: Begun) -> Loaded:
 def _pad_id(begun: Begun) -> int:
     """Any token will do that stands for no picture: nothing looks at padding."""
     return 0 if begun.model.image_token_id != 0 else 1
-
-
-def _lost(loader: ConversationLoader) -> dict[str, int]:
-    """Conversations that were left out or shortened, by reason."""
-    shortened = {_SHORTENED: loader.shortened} if loader.shortened else {}
-    return {**loader.skipped, **shortened}
