@@ -43,7 +43,7 @@ function Remark({ turn }) {
   const words = [];
   if (status === "stopped") words.push("Stopped. The server does not count the budgets of what was given up.");
   if (status === "done" && finish === "length") words.push("The answer reached the most tokens it may have.");
-  if (["done", "stopped", "failed"].includes(status) && !isPart(turn)) words.push("It is left out of the conversation that follows.");
+  if (["done", "stopped", "failed"].includes(status) && !isPart(turn)) words.push("This question is left out of the conversation that follows.");
   return words.length > 0 && html`<p class="remark">${words.join(" ")}</p>`;
 }
 
