@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 from pydantic import Field
 
 from chiasm.errors import ConfigurationError
+from chiasm.training.instruct_recipe import InstructRecipe
 from chiasm.training.recipe import ContrastiveRecipe
 from chiasm.training.recipe_file import (
     as_table,
@@ -117,6 +121,38 @@ def test_every_value_of_the_contrastive_recipe_is_explained() -> None:
     assert len(values) > 90
     assert unexplained == []
     assert build_recipe(ContrastiveRecipe, tomllib.loads("\n".join(lines)), "shown") == recipe
+
+
+def test_every_value_of_the_instruct_recipe_is_explained() -> None:
+    recipe = build_recipe(
+        InstructRecipe,
+        {
+            "model": {"new": {"image_tower": "a", "language_model": "b"}},
+            "measure": {"answers": {"limit": 5}},
+        },
+        "the test",
+    )
+    recipe.check()
+    lines = show_recipe(recipe).splitlines()
+    values = [n for n, line in enumerate(lines) if " =" in line and not line.startswith("# [")]
+    unexplained = [lines[n] for n in values if not lines[n - 1].startswith("# ")]
+    assert len(values) > 60
+    assert unexplained == []
+    assert build_recipe(InstructRecipe, tomllib.loads("\n".join(lines)), "shown") == recipe
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"), [("clip", ContrastiveRecipe), ("vlm", InstructRecipe)]
+)
+def test_what_is_shown_is_a_recipe_also_in_a_pipe(command: str, kind: type) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "chiasm.cli", "train", command, "--show"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"COLUMNS": "60"},
+    ).stdout
+    assert build_recipe(kind, tomllib.loads(shown), "shown") == kind()
 
 
 def test_differences_are_named_by_their_path() -> None:

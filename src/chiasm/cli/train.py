@@ -151,7 +151,10 @@ def _recipe(
     if as_json:
         terminal.print_json(as_table(wanted))
     else:
-        terminal.out.print(show_recipe(wanted), markup=False, highlight=False, end="")
+        # Not wrapped: it may go to a file, and a comment's second line would be no comment.
+        terminal.out.print(
+            show_recipe(wanted), markup=False, highlight=False, soft_wrap=True, end=""
+        )
     return None
 
 

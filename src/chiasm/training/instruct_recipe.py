@@ -100,7 +100,8 @@ class TuneRecipe:
 class LoRARecipe:
     """The adapters, where the language model learns by LoRA (Hu et al. 2021).
 
-    rank: of the added matrices. alpha: they are multiplied by alpha / rank.
+    rank: of the added matrices.
+    alpha: what they add is multiplied by alpha / rank.
     targets: the linear layers that get one, by the last part of their published names.
     dropout: share of an adapter's inputs that is left out while it trains.
     """
