@@ -239,6 +239,14 @@ def test_models_say_what_they_are_for(door: httpx.Client) -> None:
     assert door.get("/v1/models/tiny-llava").json() == listed["tiny-llava"]
 
 
+def test_the_documents_example_can_be_sent_as_it_is(door: httpx.Client) -> None:
+    document = door.get("/openapi.json").json()
+    (body,) = document["components"]["schemas"]["ChatRequest"]["examples"]
+    response = door.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    assert response.json()["usage"]["images"] == 1
+
+
 # Bad input ---------------------------------------------------------------------------------------
 
 URL = {"type": "image_url", "image_url": {"url": "https://example.com/cat.jpg"}}

@@ -65,7 +65,7 @@ class ChatRequest(Request):
     """
 
     model_config = example(
-        model="default-vlm",
+        model="default",
         messages=[
             {
                 "role": "user",
@@ -79,7 +79,9 @@ class ChatRequest(Request):
     )
 
     messages: Any = Field(json_schema_extra=_MESSAGES)
-    model: str | None = Field(default=None, description="A served model's id.")
+    model: str | None = Field(
+        default=None, description="A served model's id; `default`, or none, is the server's own."
+    )
     max_tokens: int | None = Field(default=None, description="Of each answer.")
     max_completion_tokens: int | None = Field(default=None, description="The newer name of it.")
     temperature: float | None = Field(

@@ -40,7 +40,7 @@ def read_text(value: Any, place: str) -> str:
     if not isinstance(value, str):
         refuse(place, "must be a text")
     if not value:
-        refuse(place, "is an empty text", hint="An empty text has no meaning to embed.")
+        refuse(place, "is an empty text", hint="Leave it out, or write something.")
     if not is_unicode(value):
         refuse(place, "holds half of a surrogate pair, which is no character")
     if len(value) > LONGEST_TEXT:
