@@ -83,6 +83,13 @@ class Reader:
         return width // 10
 
 
+class JoiningReader(Reader):
+    """Neighbouring pictures have one marker between them, as IDEFICS's."""
+
+    def joined(self, text: str) -> str:
+        return text.replace("(end)(begin)", "(between)")
+
+
 def picture(width: int) -> bytes:
     buffer = io.BytesIO()
     PIL.Image.new("RGB", (width, 20), (200, 30, 30)).save(buffer, "PNG")
@@ -279,6 +286,24 @@ def test_what_comes_before_an_answer_is_what_is_asked_with(tmp_path: Path, kind:
     )
     first = int(found.learned.argmax())
     assert found.ids[:first].tolist() == list(asked.ids)
+
+
+def test_pictures_that_are_written_together_move_the_answers(tmp_path: Path) -> None:
+    tokenizer = byte_level(tmp_path, MARKED.replace("m.content", "m.content | replace('\n', '')"))
+    turns = (user(None, None, "Which?"), answer("Two."), user(None, None, None, "?"), answer("A."))
+    reader, widths = JoiningReader(), (10, 20, 10, 10, 20)
+    pictures = tuple(picture(width) for width in widths)
+    encode = ConversationEncoder(tokenizer, reader, max_tokens=1000)
+    found = encode(Conversation("c", turns, pictures))
+    assert runs(tokenizer, found) == [
+        [*spelled(tokenizer, "Two."), "<|im_end|>"],
+        [*spelled(tokenizer, "A."), "<|im_end|>"],
+    ]
+    text = tokenizer.decode(found.ids, skip_special=False)
+    assert "(begin)<image>(between)<image><image>(end)Which?" in text
+    checkpoint: Any = GeneratorCheckpoint(None, reader, tokenizer, "tiny", "")  # type: ignore[arg-type]
+    asked = build_prompt([Asked.user(*map(open_image, pictures[:2]), "Which?")], checkpoint)
+    assert found.ids[: int(found.learned.argmax())].tolist() == list(asked.ids)
 
 
 def test_image_tokens_are_there_and_never_learned(tmp_path: Path) -> None:

@@ -117,7 +117,15 @@ class ConversationEncoder:
             shift += len(placeholder) - len(self._images.mark)
             moved.append((place, shift))
             place += len(self._images.mark) + len(piece)
-        return "".join(written), [(_moved(a, moved), _moved(b, moved)) for a, b in spans]
+        filled = "".join(written)
+        spans = [(_moved(a, moved), _moved(b, moved)) for a, b in spans]
+        joined = getattr(self._images, "joined", None)
+        if joined is None:
+            return filled, spans
+        # Some families write neighbouring pictures otherwise, which moves what stands behind.
+        return joined(filled), [
+            (len(joined(filled[:a])), len(joined(filled[:b]))) for a, b in spans
+        ]
 
     def _cut(
         self,
