@@ -4,9 +4,9 @@
     python benchmarks/decoding.py
 
 prints a Markdown table. Both read the same folder, and their tokens are compared before anything
-counts. Rounds of the two alternate, so that a disturbance of the machine meets both; times are
-medians, the ratio is the median of the rounds' ratios. A token's time is that of a long answer less
-that of an answer of one token, so the prompt does not count.
+counts. Rounds of the two alternate, so that a disturbance of the machine meets both. A token's time
+is that from the token before it, so the prompt does not count; times are medians of all rounds'
+tokens, and the ratio is that of the medians.
 
 The floor is reading every weight once a token: their bytes over the speed at which this machine
 was seen to read as many bytes that no cache holds.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
+import itertools
 import os
 import platform
 import statistics
@@ -70,11 +71,11 @@ def main() -> None:
     plain, fused = network(folder), network(folder)
     fused.fuse()
     runs = {
-        "chiasm": lambda count: ours(fused, ids, count),
-        "chiasm, weights as in the file": lambda count: ours(plain, ids, count),
-        "transformers": lambda count: peer(theirs, ids, count),
+        "chiasm": lambda *options: ours(fused, ids, *options),
+        "chiasm, weights as in the file": lambda *options: ours(plain, ids, *options),
+        "transformers": lambda *options: peer(theirs, ids, *options),
     }
-    answers = {name: run(arguments.tokens) for name, run in runs.items()}
+    answers = {name: run(arguments.tokens, []) for name, run in runs.items()}
     if any(not torch.equal(answer, answers["transformers"]) for answer in answers.values()):
         raise SystemExit("The answers differ; nothing was timed.")
 
@@ -82,7 +83,9 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(arguments.rounds):
         for name in sorted(runs, reverse=bool(number % 2)):
-            seconds[name].append(token_seconds(runs[name], arguments.tokens))
+            stamps: list[float] = []
+            runs[name](arguments.tokens, stamps)
+            seconds[name] += [after - before for before, after in itertools.pairwise(stamps)]
     busy = max(busy, os.getloadavg()[0])
     bytes_ = sum(parameter.nbytes for parameter in fused.parameters())
     speed = reading_speed(bytes_)
@@ -92,9 +95,7 @@ def main() -> None:
     print("|---|---:|---:|---:|---:|")
     for name, times in seconds.items():
         each = statistics.median(times)
-        ratio = statistics.median(
-            peer / mine for peer, mine in zip(seconds["transformers"], times, strict=True)
-        )
+        ratio = statistics.median(seconds["transformers"]) / each
         floor = bytes_ / speed
         print(
             f"| {name} | {1 / each:.1f} | {1e3 * each:.1f} | **{ratio:.2f}×** | "
@@ -124,30 +125,34 @@ def network(folder: Path) -> Decoder:
 
 
 @torch.inference_mode()
-def ours(model: Decoder, ids: Tensor, count: int) -> Tensor:
-    """int64 [count]: what is likeliest after `ids`, one token after the other."""
+def ours(model: Decoder, ids: Tensor, count: int, stamps: list[float]) -> Tensor:
+    """int64 [count]: what is likeliest after `ids`. stamps: gets the time of each token."""
     cache = KeyValueCache(model.config, capacity=ids.shape[1] + count)
     chosen: list[Tensor] = []
     while len(chosen) < count:
         hidden = model(model.embed(ids), cache=cache)
         ids = model.logits(hidden[:, -1:]).argmax(dim=-1)
         chosen.append(ids)
+        stamps.append(time.perf_counter())
     return torch.cat(chosen, dim=1)[0]
 
 
-def peer(model: Any, ids: Tensor, count: int) -> Tensor:
+def peer(model: Any, ids: Tensor, count: int, stamps: list[float]) -> Tensor:
+    """The same from transformers."""
+
+    def stamp(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        stamps.append(time.perf_counter())
+        return torch.zeros(len(ids), dtype=torch.bool)
+
     options = {"do_sample": False, "max_new_tokens": count, "min_new_tokens": count}
-    made = model.generate(ids, attention_mask=torch.ones_like(ids), eos_token_id=None, **options)
+    made = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        eos_token_id=None,
+        stopping_criteria=transformers.StoppingCriteriaList([stamp]),
+        **options,
+    )
     return made[0, ids.shape[1] :]
-
-
-def token_seconds(run: Any, count: int) -> float:
-    """Seconds a token, without the prompt's."""
-    start = time.perf_counter()
-    run(1)
-    first = time.perf_counter()
-    run(count)
-    return (time.perf_counter() - first - (first - start)) / (count - 1)
 
 
 def reading_speed(bytes_: int) -> float:
