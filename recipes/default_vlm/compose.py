@@ -2,7 +2,7 @@
 
     python recipes/default_vlm/compose.py
 
-writes `train.jsonl`, `validation.jsonl` and `held_out.jsonl` in the shape of OpenAI's messages,
+writes `train-….jsonl`, `validation.jsonl`, `held_out.jsonl` and `familiar.jsonl` in the shape of OpenAI's messages,
 and their pictures, into the work folder. Beside `messages`, a line says what is shown (`objects`)
 and what each question is (`turns`), for evaluate.py. Everything follows from the seed.
 
@@ -12,8 +12,11 @@ that is not among the words that the language model is given is not asked for by
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ import torch
 from backgrounds import HELD_OUT, TRAIN
 from questions import WORDS, Asker
 from scene import Scene, Thing, compose, write
-from split import Split, load, nouns, split
+from split import Split, fold, load, nouns, split
 
 from chiasm.media import open_image
 from chiasm.models import catalog, small_vlm
@@ -34,6 +37,14 @@ START = "start"  # the model without adapters, see begin.py
 
 def main() -> None:
     """Compose all parts."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--again",
+        type=Path,
+        metavar="MODEL",
+        help="write other questions about training's pictures, for a second run of this model",
+    )
+    again: Path | None = parser.parse_args().again
     torch.set_num_threads(1)
     settings = load()
     words = nouns(settings)
@@ -41,26 +52,43 @@ def main() -> None:
     work = Path(settings["work"])
     cache = Settings.load().cache_dir
     photographs = catalog.pull("scikit-image-photos", cache_dir=cache)
-    start = small_vlm.load(cache_dir=cache, shipped=work / START)
+    start = small_vlm.load(cache_dir=cache, shipped=again or work / START)
     kept = FeatureCache(work / "features", tower_identity(start.model.image_tower, start.images))
+    if again:
+        numbers = range(settings["pictures"]["train"][-1])
+        lines = written(
+            settings, found, "train", work / "train", numbers, start, kept, photographs, again=True
+        )
+        (work / "again.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return
     for part in ("train", "validation", "held out", "familiar"):
-        write_part(settings, found, part, work / part.replace(" ", "_"), start, kept, photographs)
+        target = work / part.replace(" ", "_")
+        ends = settings["pictures"][target.name]
+        ends = ends if isinstance(ends, list) else [ends]
+        for first, end in pairwise([0, *ends]):
+            path = work / (f"{target.name}-{first:05}.jsonl" if len(ends) > 1 else f"{target.name}.jsonl")
+            if path.exists():
+                print(f"{path.name}: there already")
+                continue
+            lines = written(
+                settings, found, part, target, range(first, end), start, kept, photographs
+            )
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_part(
+def written(
     settings: dict[str, Any],
     found: Split,
     part: str,
     target: Path,
+    numbers: range,
     start: Any,
     kept: FeatureCache,
     photographs: Path,
-) -> None:
-    """One file and its folder of pictures. A part that is there is left as it is."""
-    path = target.with_suffix(".jsonl")
-    if path.exists():
-        print(f"{path.name}: there already")
-        return
+    *,
+    again: bool = False,
+) -> list[str]:
+    """The lines of some numbers; their pictures go into the folder `target`."""
     rules = settings["pictures"]
     target.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -68,32 +96,37 @@ def write_part(
     shown = [found.concepts[i].key for i in found.parts[part]]
     strange = part in ("held out", "familiar")
     kinds = HELD_OUT if strange else TRAIN
+    namer = settings["namer"]
+    strangers = frozenset(c.key for c in concepts if fold(c.key, namer["folds"]) in namer["aside"])
     lines = []
-    for number in range(rules[part.replace(" ", "_")]):
+    for number in numbers:
         random = np.random.default_rng([rules["seed"], sum(map(ord, part)), number])
         if random.random() < rules["text_share"]:
             texts = WORDS["held out" if strange else "train"]
             text = str(random.choice(texts)) if random.random() < 0.6 else str(random.integers(100))
-            scene = write(text, kinds, rules["side"], random)
+            scene = write(text, kinds, rules["side"], random, photographs=photographs)
         else:
             scene = drawn(settings, found, part, kinds, random, photographs)
         name = f"{number:05}.jpg"
         quality = int(random.integers(70, 96))
         if not (target / name).exists():  # else the features that are kept are this file's
             scene.image.save(target / name, quality=quality)
-        known = named(start, target / name, scene, kept) if part == "train" else set(scene.things)
+        looks = words_given(start, target / name, kept) if part == "train" else []
+        known = named(looks, scene) if part == "train" else set(scene.things)
         asker = Asker(
             concepts,
             [shown.count(concept.key) for concept in concepts],
             "held out" if strange else "train",
             known.__contains__,
+            guess=partial(guessed, looks) if again else None,
+            strange=strangers if again else frozenset(),
         )
         turns = asker.turns(scene, random)
         lines.append(json.dumps({"messages": messages(f"{target.name}/{name}", turns),
                                  **scene.facts(), "turns": [vars(turn) for turn in turns]}))  # fmt: skip
         if number % 100 == 99:
-            print(f"{path.name}: {number + 1}, {time.monotonic() - began:.0f} s", flush=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            print(f"{part}: {number + 1}, {time.monotonic() - began:.0f} s", flush=True)
+    return lines
 
 
 def drawn(
@@ -124,22 +157,38 @@ def drawn(
     return compose(cutouts, kinds, rules["side"], random, photographs=photographs)
 
 
-def named(start: Any, path: Path, scene: Scene, kept: FeatureCache) -> set[Thing]:
-    """The things that the namer names among the words that the language model will be given."""
+def words_given(start: Any, path: Path, kept: FeatureCache) -> list[list[str]]:
+    """The words that the language model will be given for each look at a picture."""
     features = kept.get(picture_key(path))
     if features is None:
         inputs = start.images.prepare(open_image(path))
         with torch.no_grad():
             features = kept.put(picture_key(path), start.model.tower_features(inputs.pixels))
-    given = start.model.words_given(features)
-    looks = [[start.tokenizer.decode(word).strip() for word in words] for words in given]
+    return [
+        [start.tokenizer.decode(word).strip() for word in words]
+        for words in start.model.words_given(features)
+    ]
+
+
+def quarter_of(thing: Thing) -> int:
+    """The number of the look at the quarter in which a thing's centre lies."""
+    x, y = thing.centre
+    return 1 + int(x >= 0.5) + 2 * int(y >= 0.5)
+
+
+def named(looks: list[list[str]], scene: Scene) -> set[Thing]:
+    """The things that the namer names, in the whole picture or, one of several, in its quarter."""
     known = set()
     for thing in scene.things:
-        x, y = thing.centre
-        own = [0, 1 + int(x >= 0.5) + 2 * int(y >= 0.5)] if len(scene.things) > 1 else [0]
+        own = [0, quarter_of(thing)] if len(scene.things) > 1 else [0]
         if any(word in thing.concept.accepted for look in own for word in looks[look]):
             known.add(thing)
     return known
+
+
+def guessed(looks: list[list[str]], thing: Thing) -> str:
+    """The namer's first word for the whole picture."""
+    return looks[0][0]
 
 
 def messages(picture: str, turns: list[Any]) -> list[dict[str, Any]]:

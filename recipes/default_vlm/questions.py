@@ -14,6 +14,10 @@ _WIDER = {
     "animal": "an animal", "food": "some food", "plant": "a plant", "artifact": "an object",
     "body": "a part of a body", "object": "something",
 }  # fmt: skip
+_SEVERAL = {
+    "an animal": "animals", "a plant": "plants", "an object": "objects",
+    "a part of a body": "parts of a body", "something": "things",
+}  # fmt: skip
 CAPTION = ("Describe the picture.", "What can you see?", "Write a caption.", "Describe this image.")
 NAME = ("What is this?", "What is in the picture?", "What object is shown?", "Name the object.")
 LIST = ("Which objects are in the picture?", "What objects can you see?", "List the objects.")
@@ -65,6 +69,7 @@ class Turn:
 
 
 Knows = Callable[[Thing], bool]
+Guess = Callable[[Thing], str]
 
 
 def article(name: str) -> str:
@@ -83,14 +88,28 @@ class Asker:
     absent: concepts that a question may ask for in vain, each as often as it is shown anywhere.
     part: which lists of phrasings and words are used. knows: whether an object can be named from
     what the model is given; one that cannot is called by its kind in captions, and is not asked
-    for by name, so that the model learns to say no more than it knows.
+    for by name, so that the model learns to say no more than it knows. guess: what else such an
+    object is taken for; with it the question for its name is asked, and the answer says that it is
+    a guess. strange: keys of concepts; with it, presence is asked of these alone, for whoever knows
+    an object by name learns nothing from it about how far strange ones can be told.
     """
 
     def __init__(
-        self, absent: Sequence[Concept], popularity: Sequence[float], part: str, knows: Knows
+        self,
+        absent: Sequence[Concept],
+        popularity: Sequence[float],
+        part: str,
+        knows: Knows,
+        *,
+        guess: Guess | None = None,
+        strange: frozenset[str] = frozenset(),
     ) -> None:
-        self._absent = list(absent)
-        self._popularity = np.array(popularity) / sum(popularity)
+        pairs = [(each, often) for each, often in zip(absent, popularity, strict=True)
+                 if not strange or each.key in strange]  # fmt: skip
+        self._absent = [each for each, _ in pairs]
+        self._popularity = np.array([often for _, often in pairs], dtype=float)
+        self._guess = guess
+        self._strange = strange
         self._part = part
         self._knows = knows
 
@@ -110,12 +129,19 @@ class Asker:
         elif len(things) > 1 and all(map(self._knows, things)):
             names = list(dict.fromkeys(thing.concept.name for thing in things))
             turns.append(Turn("list", one(LIST), f"{joined(list(map(article, names)))}.".capitalize()))
-        present = things[int(random.integers(len(things)))].concept
-        turns.append(Turn("presence", one(PRESENCE).format(a=article(present.name)), "Yes.", "yes"))
-        how = one(("random", "popular", "co-occurring"))
-        missing = self.missing(scene, how, random)
-        question = one(PRESENCE).format(a=article(missing.name))
-        turns.append(Turn(f"presence {how}", question, "No.", "no"))
+        elif len(things) == 1 and self._guess:
+            answer = f"It may be {article(self._guess(things[0]))}."
+            turns.append(Turn("name", one(NAME), answer, things[0].concept.name))
+        asked = [each.concept for each in things
+                 if not self._strange or each.concept.key in self._strange]  # fmt: skip
+        most = 2 if self._strange else 1
+        for number in random.permutation(len(asked))[:most]:
+            question = one(PRESENCE).format(a=article(asked[number].name))
+            turns.append(Turn("presence", question, "Yes.", "yes"))
+            how = one(("random", "popular", "co-occurring"))
+            missing = self.missing(scene, how, random)
+            question = one(PRESENCE).format(a=article(missing.name))
+            turns.append(Turn(f"presence {how}", question, "No.", "no"))
         turns.append(self._extra(scene, random))
         # A picture's questions come in any order, so that each is sometimes the first.
         return [turns[number] for number in random.permutation(len(turns))]
@@ -124,14 +150,19 @@ class Asker:
         """A concept that is not shown, drawn as POPE draws (Li et al. 2023, arXiv:2305.10355)."""
         shown = [thing.concept for thing in scene.things]
         weights = self._popularity.copy() if how == "popular" else np.ones(len(self._absent))
+        others = weights.copy()
         for number, concept in enumerate(self._absent):
             related = any(
                 concept.name in each.accepted or each.name in concept.accepted for each in shown
             )
             # What occurs together here is what is of one kind.
             alike = any(concept.kind == each.kind for each in shown)
-            if related or (how == "co-occurring" and not alike):
+            if related:
+                others[number] = weights[number] = 0
+            elif how == "co-occurring" and not alike:
                 weights[number] = 0
+        if not weights.any():  # none of this kind is left
+            weights = others
         return self._absent[int(random.choice(len(weights), p=weights / weights.sum()))]
 
     def _caption(self, scene: Scene, random: np.random.Generator) -> str:
@@ -139,8 +170,12 @@ class Asker:
             article(thing.concept.name) if self._knows(thing) else _WIDER[thing.concept.kind]
             for thing in scene.things
         ]
-        names = [f"{called.count(name)} of {name}" if called.count(name) > 2 else name
-                 for name in dict.fromkeys(called)]  # fmt: skip
+        names = [
+            f"{NUMBERS[called.count(name)]} {_SEVERAL[name]}"
+            if called.count(name) > 2 and name in _SEVERAL
+            else name
+            for name in dict.fromkeys(called)
+        ]
         lead = str(random.choice(["A picture of ", "The picture shows ", ""]))
         text = f"{lead}{joined(names)}."
         return text[0].upper() + text[1:]

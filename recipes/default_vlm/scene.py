@@ -109,10 +109,15 @@ def compose(
 
 
 def write(
-    text: str, kinds: tuple[str, ...], side: int, random: np.random.Generator
+    text: str,
+    kinds: tuple[str, ...],
+    side: int,
+    random: np.random.Generator,
+    *,
+    photographs: Path | None = None,
 ) -> Scene:
     """A word or a number, large, on a background."""
-    ground = background(kinds, side, random)
+    ground = background(kinds, side, random, photographs)
     draw = PIL.ImageDraw.Draw(ground)
     size = side / max(2.0, 0.72 * len(text)) * random.uniform(0.8, 1.1)
     font = PIL.ImageFont.load_default(size=size)

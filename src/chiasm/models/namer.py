@@ -2,7 +2,7 @@
 
 `Namer` ranks the nouns of a vocabulary. Three things count: how near a word's sentence embedding
 lies to the one that a regression predicts from the tower's feature maps (DeViSE, Frome et al. 2013,
-by the image head of `aligned.py`); the probability that the tower's own classifier gives to classes
+by the image head of `aligned.py`, and by a linear map that tells familiar things apart); the probability that the tower's own classifier gives to classes
 of that name or to kinds of it, by WordNet's hierarchy; and how usual the word is.
 
 `WordProjector` writes the best words for each look into the prompt, as the language model's own
@@ -29,7 +29,8 @@ class NamerConfig:
     summary: values that describe a look, see `aligned.summary`. directions: what they are reduced
     to. centres: of the regression. classes: of the tower's classifier. dimension: of sentence
     embeddings. words: in the vocabulary; word_tokens: of the longest one. links: pairs of a class
-    and a word that names it or something that it is a kind of.
+    and a word that names it or something that it is a kind of. direct: whether a linear map from
+    the summary is added to the regression's answer.
     """
 
     summary: int
@@ -40,6 +41,7 @@ class NamerConfig:
     words: int
     word_tokens: int
     links: int
+    direct: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,11 @@ class Namer(nn.Module):
     link_classes: Tensor
     link_words: Tensor
     weights: Tensor
+    direct: Tensor
 
     def __init__(self, config: NamerConfig) -> None:
         super().__init__()
+        self.config = config
         shapes = {
             "mean": (config.summary,),
             "deviation": (config.summary,),
@@ -85,6 +89,8 @@ class Namer(nn.Module):
             # Of: cosines, class probabilities, their floor, class share, class temperature.
             "weights": (5,),
         }
+        if config.direct:
+            shapes["direct"] = (config.dimension, config.summary)
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape))
         for name, shape in {
@@ -108,6 +114,8 @@ class Namer(nn.Module):
         probabilities = (logits / temperature).softmax(dim=-1)
         embedding = nearness @ self.answers.T + self.offset
         embedding = embedding + share * (probabilities @ self.class_embeddings)
+        if self.config.direct:
+            embedding = embedding + standard @ self.direct.T
         embedding = F.normalize(embedding, dim=-1)
         named = torch.zeros_like(self.prior).expand(len(summary), -1).clone()  # [looks, words]
         named.index_add_(1, self.link_words, probabilities[:, self.link_classes])
@@ -117,13 +125,11 @@ class Namer(nn.Module):
 
     def flops(self) -> int:
         """Operations for one look."""
-        return sum(
-            product_flops(1, *reversed(each.shape))
-            for each in (
-                self.reduce, self.centres, self.answers, self.class_embeddings.T,
-                self.word_embeddings,
-            )
-        )  # fmt: skip
+        matrices = [self.reduce, self.centres, self.answers, self.class_embeddings.T,
+                    self.word_embeddings]  # fmt: skip
+        if self.config.direct:
+            matrices.append(self.direct)
+        return sum(product_flops(1, *reversed(each.shape)) for each in matrices)
 
 
 @dataclass(frozen=True, kw_only=True)
