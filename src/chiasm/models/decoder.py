@@ -20,7 +20,7 @@ from chiasm.errors import InvalidRequest, UnsupportedCheckpoint
 from chiasm.models.cache import KeyValueCache
 from chiasm.models.configuration import at_least_one
 from chiasm.models.layout import Layout, Names, under
-from chiasm.models.one_token import advance, arrange, is_one_token
+from chiasm.models.one_token import Lane, advance, is_one_token, lanes_of, product
 from chiasm.models.rotary import RopeParameters, RotaryTable, turned
 from chiasm.models.transformer import activation
 
@@ -302,6 +302,7 @@ class Decoder(nn.Module):
             theta=config.rope_theta,
             longest=config.max_position_embeddings,
         )
+        self._lanes: list[Lane | None] = []  # see `fuse`
         self.apply(_initialise)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -333,8 +334,8 @@ class Decoder(nn.Module):
         turn = self.rotary.at(
             range(before, before + length) if positions is None else positions, embeddings
         )
-        if cache is not None and mask is None and is_one_token(embeddings):
-            return advance(self, embeddings, turn, cache, before_layer)
+        if self._lanes and cache is not None and mask is None and is_one_token(embeddings):
+            return advance(self, self._lanes, embeddings, turn, cache, before_layer)
         causal = mask is None and before == 0 and length > 1
         if mask is None and before > 0 and length > 1:
             mask = causal_mask(before + length, length, device=embeddings.device)
@@ -351,11 +352,16 @@ class Decoder(nn.Module):
         They stay equal and in use by their modules. Half a second's work for 135 million of them;
         for networks that were mapped from a file, it brings them into memory.
         """
-        arrange(self)
+        self._lanes = lanes_of(self)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., width] → [..., vocabulary]."""
-        return F.linear(hidden, (self.head or self.embedding).weight)
+        weight = (self.head or self.embedding).weight
+        one = hidden.numel() == hidden.shape[-1] and not torch.is_grad_enabled()
+        if one and weight.device.type == "cpu" and weight.stride(0) == 1:  # as `fuse` lays it
+            row = hidden.reshape(1, -1)
+            return product(row, weight.t()).view(*hidden.shape[:-1], -1)
+        return F.linear(hidden, weight)
 
 
 def _initialise(module: nn.Module) -> None:

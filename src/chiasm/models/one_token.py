@@ -1,22 +1,22 @@
 """One more token of one text on the CPU: the decoder's own arithmetic in as few steps as it takes.
 
-Decoding one stream reads every weight once a token, and that alone should set its pace. So here a
-token is a plain row, and nothing is masked, repeated or reshaped that need not be. A small network
-is run by one thread: one row's products are too short to be shared out, and threads that are woken
-and waited for hundreds of times a token cost more than they bring, on a busy machine many times
-more.
+Decoding one stream reads every weight once a token, and that alone should set its pace. Two things
+keep it from that. A library's product of one row with a matrix stays on one thread, which cannot
+use all of the memory's bandwidth; a batch of such products is shared out. So a row is cut into as
+many pieces as there are threads, each meets its rows of the matrix, [in, out], and what they make
+is added. And every step between two products costs, the more as the weights that stream past have
+driven all else out of the processor's caches. So what can be known before is: a `Lane` holds a
+layer's matrices, cut and joined, and nothing is looked up, masked or reshaped that need not be.
 
-How fast weights are read depends on how they lie. A matrix that makes more numbers of fewer is
-read in long runs only when its longer side is the contiguous one, and queries, keys and values, or
-gate and up, in still longer ones when they lie side by side. `arrange` puts them so. The modules'
-parameters stay what they were: views of the rearranged memory, to be used, trained and saved.
+`Decoder.fuse` makes the lanes. The modules' parameters stay what they were: views of the
+rearranged memory, to be used, trained and saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,28 +24,103 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from chiasm.models.cache import KeyValueCache
-    from chiasm.models.decoder import BeforeLayer, Decoder, DecoderLayer, RMSNorm
+    from chiasm.models.decoder import BeforeLayer, Decoder, DecoderLayer
 
-_WORTH_A_THREAD = 1 << 22  # numbers in a matrix; of two threads' gain nothing was seen below that
+_WORTH_SHARING = 1 << 17  # numbers in a matrix; fewer are read sooner than threads are woken
 
 
 # How weights lie --------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Linear layers that read the same row, as one matrix: [pieces, in / pieces, all outs]."""
+
+    pieces: Tensor
+    bias: Tensor | None
+
+    def __call__(self, row: Tensor) -> Tensor:
+        """[1, in] → [1, all outs]."""
+        made = torch.bmm(row.view(len(self.pieces), 1, -1), self.pieces).sum(0)
+        return made if self.bias is None else made.add_(self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """All that a layer's token meets.
+
+    norm1, norm2: their weights, [1, width], and epsilon. linears: the layer's, of which the
+    matrices are made; addresses: where their weights lay then.
+    """
+
+    qkv: Matrix
+    out: Matrix
+    gate_up: Matrix
+    down: Matrix
+    norm1: tuple[Tensor, float]
+    norm2: tuple[Tensor, float]
+    q_norm: nn.Module | None
+    k_norm: nn.Module | None
+    activation: Callable[[Tensor], Tensor]
+    linears: tuple[nn.Module, ...]
+    addresses: list[int]
+
+    def holds(self, layer: DecoderLayer) -> bool:
+        """Whether the layer is still as it was: no adapter in it, nothing moved."""
+        now = _linears(layer)
+        return now == self.linears and _addresses(now) == self.addresses
+
+
 @torch.no_grad()
-def arrange(decoder: Decoder) -> None:
-    """Rearrange the decoder's weights in memory for decoding on a CPU; they stay equal."""
-    for each in decoder.layers:
-        layer = cast("DecoderLayer", each)
-        attention, mlp = layer.attention, layer.mlp
-        for group in ((attention.q, attention.k, attention.v), (mlp.gate, mlp.up)):
-            if all(type(module) is nn.Linear for module in group):
-                _side_by_side(group)
-    head = decoder.head or decoder.embedding
-    head.weight.data = head.weight.t().contiguous().t()
+def lanes_of(decoder: Decoder) -> list[Lane | None]:
+    """Rearrange the weights and give each layer its lane; None where it is no plain one.
+
+    A layer is plain that computes in single precision on the CPU, without adapters.
+    """
+    lanes = [_lane(cast("DecoderLayer", layer)) for layer in decoder.layers]
+    head = (decoder.head or decoder.embedding).weight
+    if head.device.type == "cpu":
+        head.data = head.t().contiguous().t()
+    return lanes
 
 
-def _side_by_side(group: Sequence[nn.Linear]) -> None:
+def _lane(layer: DecoderLayer) -> Lane | None:
+    linears = _linears(layer)
+    if not all(type(linear) is nn.Linear and _is_single(linear.weight) for linear in linears):
+        return None
+    q, k, v, out, gate, up, down = cast("tuple[nn.Linear, ...]", linears)
+    attention = layer.attention
+    return Lane(
+        qkv=_side_by_side((q, k, v)),
+        out=_side_by_side((out,)),
+        gate_up=_side_by_side((gate, up)),
+        down=_side_by_side((down,)),
+        norm1=(layer.norm1.weight.detach()[None], layer.norm1.eps),
+        norm2=(layer.norm2.weight.detach()[None], layer.norm2.eps),
+        q_norm=attention.q_norm,
+        k_norm=attention.k_norm,
+        activation=layer.mlp.activation,
+        linears=linears,
+        addresses=_addresses(linears),
+    )
+
+
+def _linears(layer: DecoderLayer) -> tuple[nn.Module, ...]:
+    """A layer's linear modules, without the detour that attributes of modules take."""
+    attention, mlp = layer._modules["attention"], layer._modules["mlp"]
+    a, m = attention._modules, mlp._modules  # type: ignore[union-attr]
+    return a["q"], a["k"], a["v"], a["o"], m["gate"], m["up"], m["down"]  # type: ignore[return-value]
+
+
+def _addresses(linears: tuple[nn.Module, ...]) -> list[int]:
+    return [linear._parameters["weight"].data_ptr() for linear in linears]  # type: ignore[union-attr]
+
+
+def _is_single(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
+
+
+def _side_by_side(group: Sequence[nn.Linear]) -> Matrix:
     """Lay weights [out, in] as the columns of one matrix [in, all outs]."""
     joined = torch.cat([linear.weight for linear in group]).t().contiguous()
     start = 0
@@ -53,18 +128,23 @@ def _side_by_side(group: Sequence[nn.Linear]) -> None:
         end = start + linear.out_features
         linear.weight.data = joined[:, start:end].t()
         start = end
+    biases = [linear.bias.detach() for linear in group if linear.bias is not None]
+    return Matrix(_cut(joined), torch.cat(biases) if biases else None)
 
 
-def _joined(*weights: Tensor) -> Tensor | None:
-    """The matrix [in, all outs] that the weights are the columns of; None if they are not."""
-    first = weights[0]
-    total = sum(len(weight) for weight in weights)
-    expected = first.data_ptr()
-    for weight in weights:
-        if weight.data_ptr() != expected or weight.stride() != (1, total):
-            return None
-        expected += len(weight) * weight.element_size()
-    return first.as_strided((first.shape[1], total), (total, 1))
+def _cut(matrix: Tensor) -> Tensor:
+    """[in, out] → [pieces, in / pieces, out], a piece a thread where that is worth it."""
+    rows, threads = len(matrix), torch.get_num_threads()
+    pieces = 1
+    if matrix.numel() >= _WORTH_SHARING:
+        pieces = max(n for n in range(1, threads + 1) if rows % n == 0)
+    return matrix.view(pieces, rows // pieces, -1)
+
+
+def product(row: Tensor, matrix: Tensor) -> Tensor:
+    """A row [1, in] times a matrix [in, out] that is contiguous: [1, out]."""
+    pieces = _cut(matrix)
+    return torch.bmm(row.view(len(pieces), 1, -1), pieces).sum(0)
 
 
 # One token --------------------------------------------------------------------------------------
@@ -72,16 +152,12 @@ def _joined(*weights: Tensor) -> Tensor | None:
 
 def is_one_token(embeddings: Tensor) -> bool:
     """Whether `advance` can be used: one token of one text, on the CPU, nothing to be learned."""
-    return (
-        embeddings.shape[0] == 1
-        and embeddings.shape[1] == 1
-        and embeddings.device.type == "cpu"
-        and not torch.is_grad_enabled()
-    )
+    return embeddings.shape[:2] == (1, 1) and _is_single(embeddings) and not torch.is_grad_enabled()
 
 
 def advance(
     decoder: Decoder,
+    lanes: Sequence[Lane | None],
     embedding: Tensor,
     turn: tuple[Tensor, Tensor],
     cache: KeyValueCache,
@@ -89,95 +165,54 @@ def advance(
 ) -> Tensor:
     """What `Decoder.forward` gives for [1, 1, width] without a mask.
 
-    turn: cos and sin, of the token's position alone. cache: of one text.
+    lanes: of `lanes_of`; a layer that has changed since goes its own way. turn: cos and sin, of the
+    token's position alone. cache: of one text.
     """
     x = embedding[0]  # [1, width]
-    cos, sin = (each.reshape(-1) for each in turn)  # [head width]
+    rotation = _rotation(*turn)
+    for index, (each, lane) in enumerate(zip(decoder.layers, lanes, strict=True)):
+        layer = cast("DecoderLayer", each)
+        if before_layer is not None:
+            x = before_layer(index, x[None])[0]
+        if lane is not None and lane.holds(layer):
+            x = _through(lane, index, x, rotation, cache)
+        else:
+            x = layer(x[None], turn, None, False, cache)[0]
+    return decoder.norm(x)[None]
+
+
+def _rotation(cos: Tensor, sin: Tensor) -> Tensor:
+    """The rotary turn of one position as a matrix [head width, head width], to be multiplied by.
+
+    It is made once a token, and turns the heads of a layer in one product.
+    """
+    cos, sin = cos.reshape(-1), sin.reshape(-1)  # [head width]
     half = len(sin) // 2
-    sin = torch.cat((-sin[:half], sin[half:]))
-    config = decoder.config
-    with _threads_for(config.hidden_size * config.intermediate_size):
-        for index, each in enumerate(decoder.layers):
-            layer = cast("DecoderLayer", each)
-            if before_layer is not None:
-                x = before_layer(index, x[None])[0]
-            if _is_plain(layer):
-                x = _layer(layer, x, cos, sin, cache)
-            else:  # adapters stand where a linear layer was
-                x = layer(x[None], turn, None, False, cache)[0]
-        return _normed(decoder.norm, x)[None]
+    rotation = torch.diag(cos)
+    rotation[half:, :half] -= torch.diag(sin[:half])
+    rotation[:half, half:] += torch.diag(sin[half:])
+    return rotation
 
 
-@contextmanager
-def _threads_for(largest: int) -> Iterator[None]:
-    """One thread, where a layer's largest matrix has too few numbers to be worth a second one."""
-    before = torch.get_num_threads()
-    if largest > _WORTH_A_THREAD or before == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _through(lane: Lane, index: int, x: Tensor, rotation: Tensor, cache: KeyValueCache) -> Tensor:
+    """A row [1, width] after a layer."""
+    shared, width = cache.keys.shape[2], len(rotation)
+    heads = lane.qkv(_normed(x, *lane.norm1)).view(-1, width)  # [heads + 2 · shared, head width]
+    turning = heads[:-shared]
+    if lane.q_norm is not None and lane.k_norm is not None:
+        turning = torch.cat((lane.q_norm(turning[:-shared]), lane.k_norm(turning[-shared:])))
+    turned = turning @ rotation
+    keys, values = cache.append_one(index, turned[-shared:], heads[-shared:])
+    # Heads that share keys are the queries of one head: [1, shared, group, head width].
+    queries = turned[:-shared].view(1, shared, -1, width)
+    mixed = F.scaled_dot_product_attention(queries, keys, values)
+    x = lane.out(mixed.view(1, -1)).add_(x)
+    gate, up = lane.gate_up(_normed(x, *lane.norm2)).chunk(2, dim=1)
+    return lane.down(lane.activation(gate) * up).add_(x)
 
 
-def _is_plain(layer: DecoderLayer) -> bool:
-    attention, mlp = layer.attention, layer.mlp
-    modules = (attention.q, attention.k, attention.v, attention.o, mlp.gate, mlp.up, mlp.down)
-    return all(type(module) is nn.Linear for module in modules)
-
-
-def _layer(
-    layer: DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor, cache: KeyValueCache
-) -> Tensor:
-    attention, mlp = layer.attention, layer.mlp
-    width = attention.head_dim
-    qkv = _products((attention.q, attention.k, attention.v), _normed(layer.norm1, x))
-    heads = qkv.view(-1, width)  # [heads + 2 · key heads, head width]
-    shared = attention.k.out_features // width
-    turning, v = heads[:-shared], heads[-shared:]
-    if attention.q_norm is not None and attention.k_norm is not None:
-        q, k = attention.q_norm(turning[:-shared]), attention.k_norm(turning[-shared:])
-        turning = torch.cat((q, k))
-    turning = _turned(turning, cos, sin)
-    q, k = turning[:-shared], turning[-shared:]
-    keys, values = cache.append(attention.layer, k[None, :, None], v[None, :, None])
-    # Heads that share keys are the queries of one head: [1, key heads, group, head width].
-    mixed = F.scaled_dot_product_attention(q.view(1, shared, -1, width), keys, values)
-    x = _added(x, attention.o, mixed.view(1, -1))
-    inner = _products((mlp.gate, mlp.up), _normed(layer.norm2, x))  # [1, 2 · inner]
-    gate, up = inner.split(mlp.gate.out_features, dim=1)
-    return _added(x, mlp.down, mlp.activation(gate) * up)
-
-
-def _normed(norm: RMSNorm, x: Tensor) -> Tensor:
-    """The norm of one row, [1, width], whose scale is a plain number."""
-    if x.dtype != torch.float32:
-        return norm(x)
-    mean = torch.dot(x[0], x[0]).item() / x.shape[1]
-    return (x * norm.weight).mul_((mean + norm.eps) ** -0.5)
-
-
-def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """[heads, head width], turned; the first half of `sin` is negative."""
-    swapped = heads.roll(heads.shape[1] // 2, dims=1)
-    return torch.addcmul(heads * cos, swapped, sin)
-
-
-def _products(linears: tuple[Any, ...], x: Tensor) -> Tensor:
-    """What several linear layers make of a row [1, in], one after the other: [1, all outs]."""
-    joined = _joined(*(linear.weight for linear in linears))
-    if joined is None:
-        return torch.cat([linear(x) for linear in linears], dim=1)
-    made = x @ joined
-    if linears[0].bias is not None:
-        made += torch.cat([linear.bias for linear in linears])
-    return made
-
-
-def _added(x: Tensor, linear: Any, inner: Tensor) -> Tensor:
-    """The row x, plus linear(inner)."""
-    if linear.bias is not None:
-        x = x + linear.bias
-    return torch.addmm(x, inner, linear.weight.t())
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of one row, whose scale is a plain number."""
+    row = x[0]
+    mean = torch.dot(row, row).item() / len(row)
+    return (x * weight).mul_((mean + eps) ** -0.5)

@@ -49,10 +49,11 @@ class AnswerText:
         if self.stopped:
             return ""
         held = self._held + text
-        found = [at for stop in self._stops if (at := held.find(stop)) >= 0]
+        # The first to be complete counts, however the text is cut into tokens.
+        found = [(at + len(stop), at) for stop in self._stops if (at := held.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return held[: min(found)]
+            return held[: min(found)[1]]
         keep = 0 if last else max((_overlap(held, stop) for stop in self._stops), default=0)
         cut = len(held) - keep
         self._held = held[cut:]

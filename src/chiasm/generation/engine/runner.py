@@ -83,6 +83,8 @@ class Runner:
         tokens = max(checkpoint.config.vocab_size, checkpoint.tokenizer.vocabulary)
         self._grammars = Grammars(checkpoint.tokenizer, tokens)
         self._device = next(checkpoint.decoder.parameters()).device
+        if self._device.type == "cpu":
+            checkpoint.decoder.fuse()
 
     @property
     def cached_bytes(self) -> int:
