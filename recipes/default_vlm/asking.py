@@ -26,7 +26,7 @@ def answers(
     """features: [image tokens, width] of the picture of each question."""
     model: Any = found.model
     assert found.images is not None
-    begin, mark, rest = _template(found)
+    begin, _, rest = _template(found)
     head = found.tokenizer.encode(begin + found.images.placeholder(1, 1))
     tails = [found.tokenizer.encode(rest.replace("?", question, 1)) for question in questions]
     read = _read(model, head, features, at_once)
@@ -35,17 +35,13 @@ def answers(
     for start in range(0, len(order), at_once):
         chosen = order[start : start + at_once]
         longest_tail = max(len(tails[i]) for i in chosen)
-        cache = model.new_cache(
-            batch=len(chosen), capacity=len(head) + longest_tail + longest
-        )
+        cache = model.new_cache(batch=len(chosen), capacity=len(head) + longest_tail + longest)
         for row, i in enumerate(chosen):
             keys, values = read[id(features[i])]
             cache.keys[:, row, :, : len(head)] = keys
             cache.values[:, row, :, : len(head)] = values
         cache.length = len(head)
-        rows = _greedy(
-            model, cache, [tails[i] for i in chosen], found.tokenizer.eos_ids, longest
-        )
+        rows = _greedy(model, cache, [tails[i] for i in chosen], found.tokenizer.eos_ids, longest)
         for i, ids in zip(chosen, rows, strict=True):
             said[i] = found.tokenizer.decode(ids).strip()
     return said

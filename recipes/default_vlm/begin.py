@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from wordnet import PHYSICAL, Nouns
 
 from chiasm.models import catalog, checkpoint, small_vlm
-from chiasm.models.aligned import ImageHead
 from chiasm.models.chat import ChatTokenizer
 from chiasm.models.decoder import Decoder
 from chiasm.models.efficientnet_lite import CONFIGS, load_published
@@ -52,8 +51,9 @@ def main() -> None:
     assert isinstance(decoder, Decoder)
     cache = load_cache(embedder.load())
     synsets = classes(settings)
-    vocabulary = once(work / "vocabulary.pt", lambda: make_vocabulary(found, words, synsets,
-                                                                      tokenizer, decoder))  # fmt: skip
+    vocabulary = once(
+        work / "vocabulary.pt", lambda: make_vocabulary(found, words, synsets, tokenizer, decoder)
+    )
     rules = settings["namer"]
     head = once(
         work / "head.pt",
@@ -284,18 +284,27 @@ def fit_ranking(
         loss.backward()
         optimizer.step()
         if step % 40 == 0:
-            print(f"ranking, step {step}: {loss.item():.3f}", free.tolist(), effects.tolist(), flush=True)
+            print(
+                f"ranking, step {step}: {loss.item():.3f}",
+                free.tolist(),
+                effects.tolist(),
+                flush=True,
+            )
     namer.weights, namer.prior = namer.weights.detach(), namer.prior.detach()
     with torch.no_grad():
         scores = torch.cat([namer(summaries[a : a + 256], logits[a : a + 256]).words
                             for a in range(0, len(summaries), 256)])  # fmt: skip
     hits = right.gather(1, scores.topk(10, dim=1).indices).float()
-    plain = torch.tensor([k < sum(cache.has_view[0, i].item() for i in strangers) for k in range(len(owners))])
+    plain = torch.tensor(
+        [k < sum(cache.has_view[0, i].item() for i in strangers) for k in range(len(owners))]
+    )
     for source in ("stamp", "openclipart", "noto", "fluent"):
         mine = torch.tensor([each == source for each in sources])
         for what, which in (("plain", plain), ("composite", ~plain)):
             values = [hits[mine & which][:, :k].amax(dim=1).mean().item() for k in (1, 3, 5, 10)]
-            print(f"{source}, {what}: named among 1, 3, 5, 10 words:", np.round(values, 3), flush=True)
+            print(
+                f"{source}, {what}: named among 1, 3, 5, 10 words:", np.round(values, 3), flush=True
+            )
 
 
 # The projector ----------------------------------------------------------------------------------
@@ -305,7 +314,7 @@ def begin_projector(
     model: SmallVLM, cache: Cache, found: Split, vocabulary: dict[str, Any],
     tokenizer: ChatTokenizer,
 ) -> None:  # fmt: skip
-    """First values: a word's sentence embedding onto its tokens' mean, and colours by regression."""
+    """First values: words' sentence embeddings onto their tokens, and colours by regression."""
     namer, projector = model.namer, model.projector
     embed = model.decoder.embed
     tokens = torch.stack([embed(torch.tensor(ids)).mean(dim=0) for ids in vocabulary["ids"]])

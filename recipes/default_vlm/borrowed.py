@@ -7,10 +7,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "default_embedder"))
 
-import phrases  # noqa: E402
-import recipe as embedder  # noqa: E402
-from pictures import Picture, head_noun, singular  # noqa: E402
-from train import Cache, load_cache, regress  # noqa: E402
+import phrases
+import recipe as embedder
+from pictures import Picture, head_noun, singular
+from train import Cache, load_cache, regress
 
 __all__ = [
     "Cache",

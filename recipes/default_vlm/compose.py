@@ -2,9 +2,10 @@
 
     python recipes/default_vlm/compose.py
 
-writes `train-….jsonl`, `validation.jsonl`, `held_out.jsonl` and `familiar.jsonl` in the shape of OpenAI's messages,
-and their pictures, into the work folder. Beside `messages`, a line says what is shown (`objects`)
-and what each question is (`turns`), for evaluate.py. Everything follows from the seed.
+writes `train-….jsonl`, `validation.jsonl`, `held_out.jsonl` and `familiar.jsonl` in the shape of
+OpenAI's messages, and their pictures, into the work folder. Beside `messages`, a line says what is
+shown (`objects`) and what each question is (`turns`), for evaluate.py. Everything follows from the
+seed.
 
 What the start model's namer says of a picture decides what is asked of it in training: an object
 that is not among the words that the language model is given is not asked for by name.
@@ -66,7 +67,9 @@ def main() -> None:
         ends = settings["pictures"][target.name]
         ends = ends if isinstance(ends, list) else [ends]
         for first, end in pairwise([0, *ends]):
-            path = work / (f"{target.name}-{first:05}.jsonl" if len(ends) > 1 else f"{target.name}.jsonl")
+            path = work / (
+                f"{target.name}-{first:05}.jsonl" if len(ends) > 1 else f"{target.name}.jsonl"
+            )
             if path.exists():
                 print(f"{path.name}: there already")
                 continue
@@ -122,8 +125,8 @@ def written(
             strange=strangers if again else frozenset(),
         )
         turns = asker.turns(scene, random)
-        lines.append(json.dumps({"messages": messages(f"{target.name}/{name}", turns),
-                                 **scene.facts(), "turns": [vars(turn) for turn in turns]}))  # fmt: skip
+        said = {"messages": messages(f"{target.name}/{name}", turns), **scene.facts()}
+        lines.append(json.dumps({**said, "turns": [vars(turn) for turn in turns]}))
         if number % 100 == 99:
             print(f"{part}: {number + 1}, {time.monotonic() - began:.0f} s", flush=True)
     return lines

@@ -21,23 +21,21 @@ _NOT_NAMED = re.compile(
     r"|mrs|letter|number|clock face|zodiac|skin|medium|mark|mood|couple|kiss|square|circle"
     r"|o’clock|thirty|heart|hand|hands|finger|backhand|moon face|sun with face)\b"
 )
-# Names of WordNet that are too wide to be an answer, or no single thing.
-_TOO_WIDE = frozenset(
-    "object thing item piece body part animal plant food fruit vegetable vehicle tool artifact "
-    "product structure building creature set pair group set collection device equipment material "
-    "line way shape head center side place area top bottom end point world space land down "
-    "block spot character game image park map table-tennis art design card sport male female "
-    "young adult baby house "
-    # Words whose usual meaning cannot be seen, though another one can.
-    "one two three four five six seven eight nine ten zero simple left right up down red green "
-    "black white gray brown kit rest quarter module string intersection volume entry icon hub "
-    "corner presentation pop mate stop route track record core video mobile stack pile hole tape "
-    "queen drone marker light print root cone thread tab pick star vertical staff "
-    "mute flat bust construction crossing wedge beverage drink office loop upright pilot pocket "
-    "pole station seat pump "
-    "america africa australia earth confetti fuji net "
-    "bank bin berry stock draft test map screen key note page file film pack sheet".split()
-)
+# Names that are too wide to be an answer, and words whose usual meaning cannot be seen, though
+# another one can.
+_TOO_WIDE = """
+    object thing item piece body part animal plant food fruit vegetable vehicle tool artifact
+    product structure building creature set pair group set collection device equipment material
+    line way shape head center side place area top bottom end point world space land down block
+    spot character game image park map table-tennis art design card sport male female young
+    adult baby house one two three four five six seven eight nine ten zero simple left right up
+    down red green black white gray brown kit rest quarter module string intersection volume
+    entry icon hub corner presentation pop mate stop route track record core video mobile stack
+    pile hole tape queen drone marker light print root cone thread tab pick star vertical staff
+    mute flat bust construction crossing wedge beverage drink office loop upright pilot pocket
+    pole station seat pump america africa australia earth confetti fuji net bank bin berry
+    stock draft test map screen key note page file film pack sheet
+"""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def concept_of(picture: Picture, nouns: Nouns) -> Concept | None:
         if own and (key is None or key not in nouns.above(own)):
             key, head = own, whole
             break
-    if key is None or head in _TOO_WIDE or len(head) < 3:
+    if key is None or head in _TOO_WIDE.split() or len(head) < 3:
         return None
     accepted = nouns.names_below(key) | {head}
     return Concept(key, head, PHYSICAL[nouns.synsets[key].kind], frozenset(accepted))

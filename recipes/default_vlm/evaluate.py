@@ -42,7 +42,10 @@ PHOTOGRAPHS = {
     "motorcycle_left.png": ("motorcycle", {"motorcycle", "motorbike"}),
     "rocket.jpg": ("rocket", {"rocket", "missile", "spacecraft"}),
 }
-_HEDGES = {"animal", "food", "plant", "object", "part of a body", "something", "body"}
+_HEDGES = {
+    "animal", "animals", "food", "plant", "plants", "object", "objects", "part of a body",
+    "parts of a body", "something", "things",
+}  # fmt: skip
 
 
 def main() -> None:
@@ -105,8 +108,10 @@ def ask(found: GeneratorCheckpoint, lines: Sequence[dict[str, Any]], work: Path)
             rows.append((number, *turn, objects))
             features.append(tokens)
     said = answers(found, features, [row[2] for row in rows])
-    return [Asked(number, kind, question, expected, text, objects)
-            for (number, kind, question, expected, objects), text in zip(rows, said, strict=True)]  # fmt: skip
+    return [
+        Asked(number, kind, question, expected, text, objects)
+        for (number, kind, question, expected, objects), text in zip(rows, said, strict=True)
+    ]
 
 
 # Counting ---------------------------------------------------------------------------------------
@@ -143,19 +148,30 @@ def figures(asked: Sequence[Asked], words: Nouns) -> dict[str, Any]:
     ], rows)  # fmt: skip
     captions = [row for row in asked if row.kind == "caption"]
     told = [mentions(row.said) for row in captions]
-    share("captions: CHAIR_s", [any(not is_there(name, row.objects, words) for name in names)
-                                for row, names in zip(captions, told, strict=True)], captions)  # fmt: skip
-    share("captions: all objects named", [all(any(name in accepted(each, words) for name in names)
-                                              for each in row.objects)
-                                          for row, names in zip(captions, told, strict=True)], captions)  # fmt: skip
+    invented = [
+        any(not is_there(name, row.objects, words) for name in names)
+        for row, names in zip(captions, told, strict=True)
+    ]
+    share("captions: CHAIR_s", invented, captions)
+    complete = [
+        all(any(name in accepted(each, words) for name in names) for each in row.objects)
+        for row, names in zip(captions, told, strict=True)
+    ]
+    share("captions: all objects named", complete, captions)
     share("captions: no object named", [not names for names in told], captions)
     rows = [row for row in asked if row.kind == "unanswerable"]
     share("unanswerable: declined", ["can't tell" in row.said.lower() for row in rows], rows)
     answerable = [row for row in asked if row.kind in ("name", "colour", "count", "caption")]
-    share("answerable: declined", ["can't tell" in row.said.lower() for row in answerable], answerable)
+    share(
+        "answerable: declined", ["can't tell" in row.said.lower() for row in answerable], answerable
+    )
     for kind in ("count", "colour", "where", "read"):
         rows = [row for row in asked if row.kind == kind]
-        share(kind, [row.expected.lower() in re.findall(r"\w+", row.said.lower()) for row in rows], rows)
+        share(
+            kind,
+            [row.expected.lower() in re.findall(r"\w+", row.said.lower()) for row in rows],
+            rows,
+        )
     return found
 
 
@@ -170,7 +186,9 @@ def balanced(rows: Sequence[Asked]) -> dict[str, Any]:
     import numpy as np
 
     pictures = sorted({row.picture for row in rows})
-    counts = np.zeros((len(pictures), 4))  # yes of present, present, yes of absent or unsure, absent
+    counts = np.zeros(
+        (len(pictures), 4)
+    )  # yes of present, present, yes of absent or unsure, absent
     place = {picture: number for number, picture in enumerate(pictures)}
     wrong_no = np.zeros(len(pictures))
     for row in rows:
@@ -217,7 +235,11 @@ def is_named(said: str, thing: dict[str, Any], words: Nouns) -> bool:
 def is_there(name: str, objects: Sequence[dict[str, Any]], words: Nouns) -> bool:
     """Whether a mention is a name of an object that is shown, or of what it is a kind of."""
     for thing in objects:
-        above = {each.lower() for key in words.above(thing["synset"]) for each in words.synsets[key].names}
+        above = {
+            each.lower()
+            for key in words.above(thing["synset"])
+            for each in words.synsets[key].names
+        }
         if any(end in accepted(thing, words) | above for end in endings(name)):
             return True
     return False
@@ -232,8 +254,8 @@ def endings(phrase: str) -> list[str]:
 def mentions(said: str) -> list[str]:
     """The things that an answer mentions, without articles; words for any object are left out."""
     # A guess that calls itself one is still the top answer.
-    text = re.sub(r"^(this is|it is|it may be|there is|i see|the (picture|image) shows|a (picture|image) of)\b",
-                  "", said.lower().strip())  # fmt: skip
+    lead = r"this is|it is|it may be|there is|i see|the (picture|image) shows|a (picture|image) of"
+    text = re.sub(rf"^({lead})\b", "", said.lower().strip())
     found = []
     for phrase in re.split(r",|\band\b|\bwith\b|\.|\bon\b|\bin\b", text):
         phrase = re.sub(r"^\s*(an?|the|some|two|three|four|2 of|3 of|4 of)\s+", " ", phrase)
@@ -260,7 +282,11 @@ def photographs(found: GeneratorCheckpoint, words: Nouns, cache: Path) -> dict[s
         right = {each for root in roots for key in words.meanings.get(root, ())
                  for each in words.names_below(key)} | roots  # fmt: skip
         hit = any(end in right for mention in mentions(said[0]) for end in endings(mention))
-        report[name] = {"wanted": concept, "named": hit, "answers": dict(zip(questions, said, strict=True))}
+        report[name] = {
+            "wanted": concept,
+            "named": hit,
+            "answers": dict(zip(questions, said, strict=True)),
+        }
         print(f"{name}: {'named' if hit else 'not named'}; {report[name]['answers']}")
     return report
 
@@ -269,7 +295,8 @@ def show(part: str, table: dict[str, Any]) -> None:
     """Print a Markdown table."""
     print(f"\n| {part.replace('_', ' ')} | questions | |\n|---|---|---|")
     for name, row in table.items():
-        print(f"| {name} | {row['questions']} | {row['value']:.3f} ({row['low']:.2f}–{row['high']:.2f}) |")
+        bounds = f"({row['low']:.2f}–{row['high']:.2f})"
+        print(f"| {name} | {row['questions']} | {row['value']:.3f} {bounds} |")
     print()
 
 

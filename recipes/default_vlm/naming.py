@@ -34,9 +34,7 @@ def add_direct(model: SmallVLM, cache: Any, found: Split, chosen: list[int]) -> 
     right = [torch.tensor([listed[name] for name in found.concepts[i].accepted if name in listed])
              for i in owners]  # fmt: skip
     # A stamp has eight composites and the others two; each picture counts alike, a stamp twice.
-    weights = torch.tensor(
-        [0.75 if found.pictures[i].source == "stamp" else 1.0 for i in owners]
-    )
+    weights = torch.tensor([0.75 if found.pictures[i].source == "stamp" else 1.0 for i in owners])
     cosine, class_weight, floor, share, temperature = namer.weights
     with torch.no_grad():
         standard = ((inputs - namer.mean) / namer.deviation).clamp(-6, 6)

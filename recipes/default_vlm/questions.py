@@ -128,7 +128,9 @@ class Asker:
                               things[0].concept.name))  # fmt: skip
         elif len(things) > 1 and all(map(self._knows, things)):
             names = list(dict.fromkeys(thing.concept.name for thing in things))
-            turns.append(Turn("list", one(LIST), f"{joined(list(map(article, names)))}.".capitalize()))
+            turns.append(
+                Turn("list", one(LIST), f"{joined(list(map(article, names)))}.".capitalize())
+            )
         elif len(things) == 1 and self._guess:
             answer = f"It may be {article(self._guess(things[0]))}."
             turns.append(Turn("name", one(NAME), answer, things[0].concept.name))
@@ -190,7 +192,9 @@ class Asker:
         if draw < 0.4:
             return Turn("unanswerable", one(UNANSWERABLE[self._part]), one(UNKNOWN), "unknown")
         if len(things) == 1 and things[0].colour and draw < 0.85:
-            return Turn("colour", one(COLOUR), f"{things[0].colour}.".capitalize(), things[0].colour)
+            return Turn(
+                "colour", one(COLOUR), f"{things[0].colour}.".capitalize(), things[0].colour
+            )
         if len(things) == 2 and draw < 0.8:
             (x0, _), (x1, _) = (thing.centre for thing in things)
             if x1 - x0 > 0.25:

@@ -105,7 +105,8 @@ def begin_count(model: SmallVLM, kept: FeatureCache, work: Path) -> None:
         loss.backward()
         optimizer.step()
         if step % 40 == 0:
-            print(f"count, step {step}: {loss.item():.3f}, others {accuracy(layer, rows[test], targets[test]):.3f} right", flush=True)
+            right = accuracy(layer, rows[test], targets[test])
+            print(f"count, step {step}: {loss.item():.3f}, others {right:.3f} right", flush=True)
     with torch.no_grad():
         projector.count.weight.copy_(layer.weight)
         projector.count.bias.copy_(layer.bias)

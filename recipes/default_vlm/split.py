@@ -16,6 +16,7 @@ from wordnet import Nouns
 
 HERE = Path(__file__).parent
 
+
 def load() -> dict[str, Any]:
     """recipe.toml; the work folder is relative to the repository."""
     settings = tomllib.loads((HERE / "recipe.toml").read_text(encoding="utf-8"))

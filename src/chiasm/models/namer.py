@@ -1,9 +1,10 @@
 """Words for what an image tower sees, and words as a language model's tokens.
 
 `Namer` ranks the nouns of a vocabulary. Three things count: how near a word's sentence embedding
-lies to the one that a regression predicts from the tower's feature maps (DeViSE, Frome et al. 2013,
-by the image head of `aligned.py`, and by a linear map that tells familiar things apart); the probability that the tower's own classifier gives to classes
-of that name or to kinds of it, by WordNet's hierarchy; and how usual the word is.
+lies to the one that is predicted from the tower's feature maps, by a regression (DeViSE, Frome et
+al. 2013; the image head of `aligned.py`) and by a linear map that tells familiar things apart; the
+probability that the tower's own classifier gives to classes of that name or to kinds of it, by
+WordNet's hierarchy; and how usual the word is.
 
 `WordProjector` writes the best words for each look into the prompt, as the language model's own
 token embeddings (compare ConSE, Norouzi et al. 2014, arXiv:1312.5650, which stops at the mixture).

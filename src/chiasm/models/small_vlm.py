@@ -54,9 +54,9 @@ class SmallVLMConfig:
     """What `config.json` says.
 
     image_tower: `catalog`, `file` and `scale` of an EfficientNet-Lite. language_model: `catalog`.
-    side: pixels of a look. quarter: a quarter's share of the picture's width and height. borrowed_token: of the language model's
-    tokenizer, one that no text uses; it becomes the image token. stored: towers that the folder
-    holds itself.
+    side: pixels of a look. quarter: a quarter's share of the picture's width and height.
+    borrowed_token: of the language model's tokenizer, one that no text uses; it becomes the image
+    token. stored: towers that the folder holds itself.
     """
 
     model_type: ClassVar[str] = SMALL_VLM
