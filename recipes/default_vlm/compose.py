@@ -56,11 +56,17 @@ def main() -> None:
     start = small_vlm.load(cache_dir=cache, shipped=again or work / START)
     kept = FeatureCache(work / "features", tower_identity(start.model.image_tower, start.images))
     if again:
-        numbers = range(settings["pictures"]["train"][-1])
-        lines = written(
-            settings, found, "train", work / "train", numbers, start, kept, photographs, again=True
-        )
-        (work / "again.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for first, end in pairwise([0, *settings["pictures"]["again"]]):
+            path = work / f"again-{first:05}.jsonl"
+            if path.exists():
+                print(f"{path.name}: there already")
+                continue
+            numbers = range(first, end)
+            lines = written(
+                settings, found, "train", work / "train", numbers, start, kept, photographs,
+                again=True,
+            )  # fmt: skip
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return
     for part in ("train", "validation", "held out", "familiar"):
         target = work / part.replace(" ", "_")
