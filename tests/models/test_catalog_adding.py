@@ -26,7 +26,7 @@ from chiasm.models import catalog, checkpoint, clip
 from chiasm.models.configuration import read_config
 from chiasm.models.preprocess import preprocessor_from_config
 from chiasm.models.tokenizer_training import train_clip_tokenizer
-from chiasm.operations.doctor import _embedder
+from chiasm.operations.doctor import _model
 from chiasm.retrieval import load_embedder
 from chiasm.settings import Settings
 from tests.models.catalog_servers import sha256, write_catalog
@@ -303,11 +303,11 @@ def test_commands_know_the_users_models(named: Settings, tmp_path: Path) -> None
 
 
 def test_the_doctor_looks_at_the_users_model(named: Settings, tmp_path: Path) -> None:
-    found = _embedder(named)
+    found = _model("embedder", named.embedder, named)
     assert found.status == "ok"
     assert str(tmp_path / "clip") in found.detail
     (tmp_path / "clip" / "config.json").write_text("{}")
-    found = _embedder(named)
+    found = _model("embedder", named.embedder, named)
     assert found.status == "problem"
     assert "config.json was changed" in found.detail
     assert found.fix is not None
