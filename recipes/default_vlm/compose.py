@@ -67,6 +67,7 @@ def main() -> None:
                 again=True,
             )  # fmt: skip
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_strange(work, settings["namer"])
         return
     for part in ("train", "validation", "held out", "familiar"):
         target = work / part.replace(" ", "_")
@@ -136,6 +137,17 @@ def written(
         if number % 100 == 99:
             print(f"{part}: {number + 1}, {time.monotonic() - began:.0f} s", flush=True)
     return lines
+
+
+def write_strange(work: Path, rules: dict[str, Any]) -> None:
+    """Of the second questions, those about pictures of strangers alone."""
+    kept = []
+    for path in sorted(work.glob("again-*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            keys = [each["synset"] for each in json.loads(line)["objects"]]
+            if keys and all(fold(key, rules["folds"]) in rules["aside"] for key in keys):
+                kept.append(line)
+    (work / "strange.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
 
 
 def drawn(
