@@ -19,7 +19,7 @@ serve: $(VENV)/.installed  ## set everything up, then start the server and its c
 	@$(BIN)/chiasm serve --host $(HOST) --port $(PORT)
 
 test: $(VENV)/.installed-dev  ## set everything up, then run every test
-	@$(BIN)/chiasm pull default scikit-image-photos
+	@$(BIN)/chiasm pull default default-vlm scikit-image-photos
 	@$(BIN)/python -m pytest --cov --cov-report=term --cov-report=xml
 
 check: lint test  ## everything that CI checks

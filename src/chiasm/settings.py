@@ -55,7 +55,7 @@ class Settings:
     cache_dir: Path = field(default_factory=lambda: Path(platformdirs.user_cache_dir(_APP)))
     data_dir: Path = field(default_factory=lambda: Path(platformdirs.user_data_dir(_APP)))
     embedder: str = "default"
-    generator: str = ""
+    generator: str = "default-vlm"
     device: str = "auto"
     offline: bool = False
     media: Limits = field(default_factory=Limits)

@@ -28,7 +28,7 @@ class ServerProcess:
         *,
         port: int | None = None,
         sample: bool = True,
-        generator: str | None = None,
+        generator: str = "",
     ) -> None:
         self.folder = folder
         self.port = port or _free_port()
@@ -42,7 +42,8 @@ class ServerProcess:
                 str(self.port),
                 "--offline",
                 *([] if sample else ["--no-sample"]),
-                *(["--generator", generator] if generator else []),
+                "--generator",
+                generator,
             ],
             env=environment,
             cwd=folder,

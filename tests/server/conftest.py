@@ -107,6 +107,7 @@ def make_settings(folder: Path, **server: Any) -> Settings:
         cache_dir=folder / "cache",
         data_dir=folder / "data",
         offline=True,
+        generator="",
         server=ServerSettings(**server),
     )
 
