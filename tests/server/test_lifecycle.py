@@ -83,6 +83,17 @@ def test_health_answers_at_once_and_requests_wait(
         assert client.get("/readyz").json() == {"status": "ready", "model": "colours"}
 
 
+def test_the_application_is_made_without_what_takes_seconds_to_import() -> None:
+    """`/healthz` answers while torch is imported: nothing above the loading thread may do it."""
+    code = (
+        "import sys\n"
+        "import chiasm.server.app\n"
+        "print(sorted({'torch', 'lancedb', 'llguidance', 'tokenizers'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_embeddings_do_not_wait_for_the_collections(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

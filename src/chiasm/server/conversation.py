@@ -66,13 +66,14 @@ def _message(value: Any, place: str, limits: Limits) -> Read:
     return cast("Any", _ROLES[role]), parts
 
 
-async def open_messages(
-    messages: list[Read], opener: PictureOpener, *, shortest_side: int | None
-) -> tuple[Message, ...]:
-    """The messages with their pictures decoded. Raises the first picture's ImageError."""
+async def open_messages(messages: list[Read], opener: PictureOpener) -> tuple[Message, ...]:
+    """The messages with their pictures decoded in full: image tokens can depend on the size.
+
+    Raises the first picture's ImageError.
+    """
     encoded = [part for _, parts in messages for part in parts if isinstance(part, Encoded)]
     images: list[Image] = []
-    groups = opener.open_groups(encoded, shortest_side=shortest_side)
+    groups = opener.open_groups(encoded, shortest_side=None)
     async with aclosing(groups):
         async for group in groups:
             for picture in group:

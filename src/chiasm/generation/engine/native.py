@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chiasm.errors import Cancelled, NotReady
-from chiasm.generation.engine.runner import Runner
 from chiasm.generation.request import Event, Request
 
 if TYPE_CHECKING:
+    from chiasm.generation.engine.runner import Runner
     from chiasm.models.catalog import Progress
     from chiasm.models.generator import GeneratorCheckpoint
     from chiasm.settings import Settings
@@ -35,9 +35,12 @@ class NativeGenerator:
     """A checkpoint of `chiasm.models`, run here. Safe to use from several threads and tasks."""
 
     def __init__(self, checkpoint: GeneratorCheckpoint, *, name: str | None = None) -> None:
+        # Here, not above: the server names this class before it has loaded anything.
+        from chiasm.generation.engine.runner import Runner
+
         self.checkpoint = checkpoint
         self.name = name or checkpoint.name
-        self._runner = Runner(checkpoint)
+        self._runner: Runner = Runner(checkpoint)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._worker = threading.Thread(target=self._work, name="generation", daemon=True)
@@ -57,11 +60,6 @@ class NativeGenerator:
     def sees(self) -> bool:
         """Whether it reads pictures."""
         return self.checkpoint.images is not None
-
-    @property
-    def decode_side(self) -> int | None:
-        """The shorter side in pixels that is enough of a picture; None: all there is."""
-        return getattr(self.checkpoint.images, "decode_side", None)
 
     async def stream(self, request: Request) -> AsyncGenerator[Event]:
         """As `Generator.stream`. Closing the iterator stops the work before the next token."""

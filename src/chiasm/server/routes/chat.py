@@ -46,7 +46,7 @@ async def create_chat_completion(
     model = generator.name if body.model is None else find_generator(body.model, generator, runtime)
     limits = runtime.settings.media
     read = await runtime.run(read_messages, body.messages, limits)
-    messages = await open_messages(read, runtime.pictures, shortest_side=generator.decode_side)
+    messages = await open_messages(read, runtime.pictures)
     asked = as_request(body, messages)
     names = _Names(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), model, generator.digest)
     events = generator.stream(asked)
