@@ -19,11 +19,12 @@ from tiny_run import recipe, write_pictures, write_prompts
 from chiasm.errors import ChiasmError, ConfigurationError, TrainingDiverged, UnusableData
 from chiasm.media import open_image
 from chiasm.models.checkpoint import load_dual_encoder
-from chiasm.training.contrastive import Trained, train_contrastive
+from chiasm.training.contrastive import train_contrastive
 from chiasm.training.distributed import World
 from chiasm.training.recipe import ContrastiveRecipe
 from chiasm.training.recipe_file import build_recipe, show_recipe
 from chiasm.training.record import METRICS, read_metrics
+from chiasm.training.run import Trained
 
 
 @pytest.fixture(scope="module")

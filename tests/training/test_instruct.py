@@ -23,12 +23,12 @@ from chiasm.generation.messages import Message
 from chiasm.media import open_image
 from chiasm.models import lora
 from chiasm.models.generator import load_generator
-from chiasm.training.contrastive import Trained
 from chiasm.training.distributed import World
 from chiasm.training.instruct import train_vlm
 from chiasm.training.instruct_recipe import InstructRecipe
 from chiasm.training.recipe_file import build_recipe, show_recipe
 from chiasm.training.record import METRICS, read_metrics
+from chiasm.training.run import Trained
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from chiasm.cli.options import Device, Json, Offline, read_settings
 from chiasm.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from chiasm.training.contrastive import Trained
+    from chiasm.training.run import Trained
 
 app = typer.Typer(help="Train models from recipe files.", no_args_is_help=True)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -13,7 +11,6 @@ import torch
 
 from chiasm.models.efficientnet_lite import InvertedBottleneck
 from chiasm.models.transformer import Block
-from chiasm.training import snapshots
 from chiasm.training.distributed import World, spread
 from chiasm.training.export import blueprint, write_model
 from chiasm.training.in_order import captions_of
@@ -21,38 +18,19 @@ from chiasm.training.loader import open_loader
 from chiasm.training.loop import Report, train
 from chiasm.training.measuring import Measuring
 from chiasm.training.recipe import ContrastiveRecipe
-from chiasm.training.recipe_file import as_table, show_recipe
-from chiasm.training.record import METRICS, read_metrics
+from chiasm.training.recipe_file import as_table
+from chiasm.training.run import (
+    MODEL,
+    START,
+    Trained,
+    final_weights,
+    first_alone,
+    names_in,
+    outcome,
+    write_down,
+)
 from chiasm.training.start import begin
 from chiasm.training.two_towers import ContrastiveTrainee, TwoTowers, drop_patches, lock
-
-MODEL, START, RECIPE = "model", "start", "recipe.toml"
-_NAMED = 8  # samples named when a loss is no number
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a run has left.
-
-    figures: of its last report. skipped: damaged samples, by reason. shortened: those that were
-    used in part, being too long.
-    """
-
-    model: Path
-    steps: int
-    figures: dict[str, float]
-    skipped: dict[str, int]
-    shortened: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "model": str(self.model),
-            "steps": self.steps,
-            "figures": self.figures,
-            "skipped": self.skipped,
-            "shortened": self.shortened,
-        }
 
 
 def train_contrastive(
@@ -90,10 +68,7 @@ def train_contrastive(
             catalogs=catalogs,
         )
 
-    # One process learns the vocabulary or fetches the weights; the others find them there.
-    begun = beginning() if world.first else None
-    world.barrier()
-    begun = begun or beginning()
+    begun = first_alone(world, beginning)
     model = begun.model.requires_grad_(True)
     lock(model, recipe.model.locked)
     drop_patches(model, recipe.model.patch_dropout)
@@ -121,9 +96,7 @@ def train_contrastive(
     measure = Measuring(recipe.measure, network, begun.preprocessor, begun.tokenizer, world=world)
 
     # The run ------------------------------------------------------------------------------------
-    if world.first:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RECIPE).write_text(show_recipe(recipe), encoding="utf-8")
+    write_down(recipe, folder, world)
     average = train(
         trainee,
         loader,
@@ -141,27 +114,7 @@ def train_contrastive(
     )
 
     # The result ---------------------------------------------------------------------------------
-    with average.applied() if average else nullcontext():
-        weights = snapshots.whole_weights(network)
+    weights = final_weights(network, average)
     if world.first:
         write_model(folder / MODEL, empty, weights, begun)
-    world.barrier()
-    reports = read_metrics(folder / METRICS)
-    figures = {name: value for name, value in reports[-1].items() if name != "step"}
-    skipped = summed_counts(world.gather(dict(loader.skipped)))
-    return Trained(folder / MODEL, recipe.loop.steps, figures, skipped)
-
-
-def names_in(batch: Any) -> str:
-    """What to call a batch's samples in a message."""
-    more = len(batch.keys) - _NAMED
-    return ", ".join(batch.keys[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def summed_counts(counts: Sequence[dict[str, int]]) -> dict[str, int]:
-    """Counts of several processes, by reason."""
-    total: dict[str, int] = {}
-    for each in counts:
-        for reason, count in each.items():
-            total[reason] = total.get(reason, 0) + count
-    return total
+    return outcome(folder, recipe.loop.steps, world, loader.skipped)

@@ -11,7 +11,6 @@ takes its place, so what else is in the batches does not depend on it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from chiasm.errors import ConfigurationError, ImageError, InvalidRequest, UnsupportedCheckpoint
+from chiasm.errors import ImageError, InvalidRequest, UnsupportedCheckpoint
 from chiasm.training.ahead import Ahead
 from chiasm.training.answers import ConversationEncoder, Encoded, TooLong
 from chiasm.training.blocks import Place
@@ -30,6 +29,7 @@ from chiasm.training.conversations_recipe import ConversationsRecipe
 from chiasm.training.damage import Tally, reason_of
 from chiasm.training.order import Lane, generator, share_of
 from chiasm.training.packing import ConversationBatch, assemble, first_fit
+from chiasm.training.position import check_position, fingerprint
 from chiasm.training.samples import Damage
 
 _FORMAT = 1
@@ -120,16 +120,7 @@ class ConversationLoader:
         held may be seen twice in that epoch.
         """
         self.close()
-        for name, here, what in (
-            ("format", _FORMAT, "a loader of another version"),
-            ("seed", self.seed, "another seed"),
-            ("data", self._identity(), "other data"),
-        ):
-            if state.get(name) != here:
-                raise ConfigurationError(
-                    f"The position in the data was saved with {what}, so it means nothing here.",
-                    hint="Use what the run began with, or begin a new one.",
-                )
+        check_position(state, version=_FORMAT, seed=self.seed, data=self._identity())
         found = state["state"]
         if found is not None and (state["order"] != self._order() or state["rank"] != self.rank):
             place = Place(*found["place"])
@@ -145,7 +136,7 @@ class ConversationLoader:
         return {**order, "rows": self.rows, "world_size": self.world_size}
 
     def _identity(self) -> str:
-        return hashlib.sha256(self._source.identity.encode()).hexdigest()[:32]
+        return fingerprint(self._source.identity)
 
     # Reading -------------------------------------------------------------------------------------
 

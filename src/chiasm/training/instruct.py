@@ -8,7 +8,6 @@ conversations. Read it from top to bottom.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -19,7 +18,6 @@ import torch
 from chiasm.media import Image
 from chiasm.models.decoder import DecoderLayer
 from chiasm.models.transformer import Block
-from chiasm.training import snapshots
 from chiasm.training.answer_network import (
     AnswerNetwork,
     InstructTrainee,
@@ -28,7 +26,6 @@ from chiasm.training.answer_network import (
     unreached,
 )
 from chiasm.training.answers import ConversationEncoder
-from chiasm.training.contrastive import MODEL, RECIPE, START, Trained, names_in, summed_counts
 from chiasm.training.conversation_loader import ConversationLoader
 from chiasm.training.conversations import open_conversations
 from chiasm.training.distributed import World, spread
@@ -44,8 +41,17 @@ from chiasm.training.picture_features import (
     tower_identity,
 )
 from chiasm.training.recipe import OptimizerRecipe
-from chiasm.training.recipe_file import as_table, show_recipe
-from chiasm.training.record import METRICS, read_metrics
+from chiasm.training.recipe_file import as_table
+from chiasm.training.run import (
+    MODEL,
+    START,
+    Trained,
+    final_weights,
+    first_alone,
+    names_in,
+    outcome,
+    write_down,
+)
 
 ADAPTERS = "adapters"
 
@@ -78,7 +84,8 @@ def train_vlm(
     Raises ConfigurationError, TrainingDiverged, TrainingInterrupted, NoSpace, and what reading the
     data or the starting model raises. No error loses a snapshot.
     """
-    recipe.check() if beginning is None else None
+    if beginning is None:
+        recipe.check()
     torch.manual_seed(recipe.loop.seed)
 
     # The model ----------------------------------------------------------------------------------
@@ -94,10 +101,7 @@ def train_vlm(
             catalogs=catalogs,
         )
 
-    # One process fetches the weights; the others find them there.
-    first = found() if world.first else None
-    world.barrier()
-    begun = first or found()
+    begun = first_alone(world, found)
     torch.manual_seed(recipe.loop.seed)  # the adapters' first values are every process's
     with_adapters(begun.model, recipe)
     let_learn(begun.model, recipe.tune.parts, lora=recipe.tune.language == "lora")
@@ -147,9 +151,7 @@ def train_vlm(
     )
 
     # The run ------------------------------------------------------------------------------------
-    if world.first:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RECIPE).write_text(show_recipe(recipe), encoding="utf-8")
+    write_down(recipe, folder, world)
     average = train(
         trainee,
         loader,
@@ -169,16 +171,10 @@ def train_vlm(
     )
 
     # The result ---------------------------------------------------------------------------------
-    with average.applied() if average else nullcontext():
-        weights = snapshots.whole_weights(network)
+    weights = final_weights(network, average)
     if world.first:
         write_result(folder / MODEL, folder / ADAPTERS, empty, weights, begun, trained)
-    world.barrier()
-    reports = read_metrics(folder / METRICS)
-    figures = {name: value for name, value in reports[-1].items() if name != "step"}
-    skipped = summed_counts(world.gather(dict(loader.skipped)))
-    shortened = sum(world.gather(loader.shortened))
-    return Trained(folder / MODEL, recipe.loop.steps, figures, skipped, shortened)
+    return outcome(folder, recipe.loop.steps, world, loader.skipped, shortened=loader.shortened)
 
 
 def _encoder(begun: Begun, max_tokens: int, recipe: InstructRecipe) -> ConversationEncoder:

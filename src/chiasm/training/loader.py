@@ -20,7 +20,6 @@ What is guaranteed
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -37,6 +36,7 @@ from chiasm.training.damage import Tally
 from chiasm.training.data_recipe import DataRecipe
 from chiasm.training.lane import LaneReader, State
 from chiasm.training.order import Lane
+from chiasm.training.position import check_position, fingerprint
 from chiasm.training.samples import Batch, TextTokenizer
 from chiasm.training.sources import Source, open_source
 
@@ -171,16 +171,7 @@ class Loader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there. Raises ConfigurationError for other data or another seed."""
         self.close()
-        for name, here, what in (
-            ("format", _FORMAT, "a loader of another version"),
-            ("seed", self.seed, "another seed"),
-            ("data", self._identity(), "other data"),
-        ):
-            if state.get(name) != here:
-                raise ConfigurationError(
-                    f"The position in the data was saved with {what}, so it means nothing here.",
-                    hint="Use what the run began with, or begin a new one.",
-                )
+        check_position(state, version=_FORMAT, seed=self.seed, data=self._identity())
         self._delivered = state["delivered"]
         if state["order"] == self._order() and state["rank"] == self.rank:
             self._states, self._next = list(state["lanes"]), state["next"]
@@ -221,7 +212,7 @@ class Loader:
         }
 
     def _identity(self) -> str:
-        return hashlib.sha256(self._source.identity.encode()).hexdigest()[:32]
+        return fingerprint(self._source.identity)
 
     def _tallies(self) -> Iterator[Tally]:
         return (Tally.of(state["tally"]) for state in self._states if state)
