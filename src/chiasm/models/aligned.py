@@ -10,7 +10,6 @@ knows by name needs no alignment.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -19,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from chiasm.errors import UnsupportedCheckpoint
-from chiasm.models import catalog, checkpoint
+from chiasm.models import built_in, catalog, checkpoint
 from chiasm.models.bert import BERT
 from chiasm.models.efficientnet_lite import CONFIGS, FEATURES, EfficientNetLite, load_published
+from chiasm.models.json_files import read_json
 from chiasm.models.preprocess import ImagePreprocessor
 from chiasm.models.skeleton import without_weights
 from chiasm.models.tokenizer import Tokenizer
@@ -219,7 +217,7 @@ def load(
     Raises UnsupportedCheckpoint if the heads cannot be read or do not fit the towers, and what
     `catalog.pull` raises if a tower cannot be had.
     """
-    config = checkpoint.read_json(shipped / CONFIG)
+    config = read_json(shipped / CONFIG)
     try:
         image, text = config["image_tower"], config["text_tower"]
         heads = HeadsConfig(**config["heads"])
@@ -231,7 +229,7 @@ def load(
     except (KeyError, TypeError):
         raise UnsupportedCheckpoint(
             f"{shipped / CONFIG} does not describe an embedder with aligned heads.",
-            hint=_mend(shipped),
+            hint=built_in.mend(shipped, SHIPPED),
         ) from None
     options: dict[str, Any] = {
         "cache_dir": cache_dir,
@@ -266,7 +264,7 @@ def load(
         preprocessor=ImagePreprocessor.from_config(preprocessing),
         tokenizer=Tokenizer.from_folder(origins[TEXT_TOWER], max_length=text_tokens),
         name=name,
-        digest=_digest(shipped, referenced, catalogs),
+        digest=built_in.digest("chiasm-aligned-1", shipped, (CONFIG, HEADS), referenced, catalogs),
     )
 
 
@@ -275,10 +273,7 @@ def _load_heads(
 ) -> None:
     """Fill the model with the tensors of `folder`: the heads', and those of the `stored` towers."""
     path = folder / HEADS
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError):
-        raise UnsupportedCheckpoint(f"{path} could not be read.", hint=_mend(folder)) from None
+    tensors = built_in.read_weights(path, shipped=SHIPPED)
     state = {
         name: tensor
         for name, tensor in model.state_dict().items()
@@ -288,34 +283,14 @@ def _load_heads(
         tensors |= {
             name: torch.zeros(tensor.shape) for name, tensor in state.items() if ".adapter." in name
         }
-    if {name: tensor.shape for name, tensor in state.items()} != {
-        name: tensor.shape for name, tensor in tensors.items()
-    }:
+    if not built_in.same_shapes(state, tensors):
         raise UnsupportedCheckpoint(
-            f"{path} holds other tensors than its {CONFIG} describes.", hint=_mend(folder)
+            f"{path} holds other tensors than its {CONFIG} describes.",
+            hint=built_in.mend(folder, SHIPPED),
         )
     # Shipped in half precision, which costs nothing that can be measured; computed in single.
     single = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
     model.load_state_dict(single, strict=False, assign=True)
-
-
-def _mend(folder: Path) -> str:
-    if folder == SHIPPED:
-        return "Install chiasm again."
-    return "It is damaged, or another version of chiasm wrote it."
-
-
-def _digest(folder: Path, towers: Sequence[str], catalogs: Sequence[Path]) -> str:
-    """SHA-256 over the heads' files and the digests of the `towers` that `pull` has verified."""
-    whole = hashlib.sha256(b"chiasm-aligned-1\n")
-    for name in (CONFIG, HEADS):
-        with (folder / name).open("rb") as file:
-            part = hashlib.file_digest(file, "sha256").hexdigest()
-        whole.update(f"{name} {part}\n".encode())
-    for tower in towers:
-        for path, entry in sorted(catalog.find(tower, catalogs).files.items()):
-            whole.update(f"{tower}/{path} {entry.sha256}\n".encode())
-    return whole.hexdigest()
 
 
 # Saving -----------------------------------------------------------------------------------------

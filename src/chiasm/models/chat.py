@@ -23,6 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as Backend
 
 from chiasm.errors import InvalidRequest, UnsupportedCheckpoint
+from chiasm.models.json_files import read_json_if_there
 
 CHAT_FILES = (
     "tokenizer.json",
@@ -79,7 +80,10 @@ class ChatTokenizer:
             backend = Backend.from_file(str(path))
         except Exception:  # the binding raises bare Exception
             raise UnsupportedCheckpoint(f"{path} could not be read as a tokenizer.") from None
-        entries = {**_json(folder / "special_tokens_map.json"), **_json(folder / _CONFIG)}
+        entries = {
+            **read_json_if_there(folder / "special_tokens_map.json"),
+            **read_json_if_there(folder / _CONFIG),
+        }
         tokens = {name: text for name in _NAMED_TOKENS if (text := _token_text(entries.get(name)))}
         return cls(
             backend,
@@ -163,12 +167,12 @@ class ChatTokenizer:
         added = self.backend.get_added_tokens_decoder().values()
         return tuple(sorted((t.content for t in added if t.special), key=len, reverse=True))
 
-    def harmless(self, text: str) -> str:
-        """`text` with a space of no width inside whatever imitates a special token.
+    def harmless(self, text: str, mark: str | None = None) -> str:
+        """`text` with a space of no width inside whatever imitates a special token or a `mark`.
 
         So that a user's words are read as words: nobody closes a turn by typing its end.
         """
-        for token in self.special_tokens:
+        for token in (*self.special_tokens, *filter(None, [mark])):
             if token in text:
                 text = text.replace(token, token[0] + _BREAK + token[1:])
         return text
@@ -319,8 +323,8 @@ def _template(folder: Path, entries: Mapping[str, Any]) -> str | None:
     if path.is_file():
         return path.read_text(encoding="utf-8")
     for stated in (
-        _json(folder / "chat_template.json").get("chat_template"),
-        _json(folder / "processor_config.json").get("chat_template"),
+        read_json_if_there(folder / "chat_template.json").get("chat_template"),
+        read_json_if_there(folder / "processor_config.json").get("chat_template"),
         entries.get("chat_template"),
     ):
         if isinstance(stated, str):
@@ -333,9 +337,9 @@ def _template(folder: Path, entries: Mapping[str, Any]) -> str | None:
 
 
 def _eos_ids(folder: Path, backend: Backend, tokens: Mapping[str, str]) -> Iterator[int]:
-    config = _json(folder / "config.json")
+    config = read_json_if_there(folder / "config.json")
     for stated in (
-        _json(folder / "generation_config.json").get("eos_token_id"),
+        read_json_if_there(folder / "generation_config.json").get("eos_token_id"),
         config.get("eos_token_id"),
         (config.get("text_config") or {}).get("eos_token_id"),
     ):
@@ -350,16 +354,3 @@ def _eos_ids(folder: Path, backend: Backend, tokens: Mapping[str, str]) -> Itera
 def _token_text(stated: object) -> str | None:
     text = stated.get("content") if isinstance(stated, dict) else stated
     return text if isinstance(text, str) else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object, or nothing where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        content = None
-    if not isinstance(content, dict):
-        raise UnsupportedCheckpoint(f"{path} is not a JSON object.")
-    return content

@@ -28,6 +28,7 @@ from chiasm.models.catalog.cache import recorded_digests
 from chiasm.models.configuration import read_config, write_config
 from chiasm.models.dual_encoder import DualEncoder
 from chiasm.models.idefics_reader import IdeficsReader
+from chiasm.models.json_files import read_json, read_json_if_there
 from chiasm.models.preprocess import AnyPreprocessor, preprocessor_from_config
 from chiasm.models.processor_files import ProcessorFiles, named_tokens
 from chiasm.models.skeleton import without_weights
@@ -184,9 +185,9 @@ def load_image_reader(folder: Path | str) -> ImageReader:
     path, entries = _image_processor(folder)
     files = ProcessorFiles(
         entries,
-        processor=_json_if_there(folder / PROCESSOR),
+        processor=read_json_if_there(folder / PROCESSOR),
         network=network,
-        tokens=named_tokens(_json_if_there(folder / TOKENIZER_CONFIG)),
+        tokens=named_tokens(read_json_if_there(folder / TOKENIZER_CONFIG)),
     )
     with _naming(path):
         return make(files)
@@ -204,10 +205,6 @@ def _image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
             f"{folder} holds no {PREPROCESSOR}, and {PROCESSOR} has no entry image_processor."
         )
     return path, entries
-
-
-def _json_if_there(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -262,19 +259,6 @@ def weight_files(folder: Path) -> list[Path]:
             hint="Convert it to model.safetensors with the tool that wrote it.",
         )
     raise UnsupportedCheckpoint(f"{folder} holds no {WEIGHTS}.")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that must be there and hold an object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UnsupportedCheckpoint(f"{path.parent} holds no {path.name}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        content = None
-    if not isinstance(content, dict):
-        raise UnsupportedCheckpoint(f"{path} is not a JSON object.")
-    return content
 
 
 def digest(folder: Path) -> str:

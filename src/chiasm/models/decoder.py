@@ -346,6 +346,13 @@ class Decoder(nn.Module):
             tokens = layer(tokens, turn, mask, causal, cache)
         return self.norm(tokens)
 
+    def new_cache(self, *, batch: int = 1, capacity: int = 256) -> KeyValueCache:
+        """An empty cache of the network's type, on its device."""
+        weight = self.norm.weight
+        return KeyValueCache(
+            self.config, batch=batch, capacity=capacity, dtype=weight.dtype, device=weight.device
+        )
+
     def fuse(self) -> None:
         """Lay the weights so that one stream on a CPU is decoded fastest, see `one_token`.
 

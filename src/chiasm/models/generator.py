@@ -11,6 +11,7 @@ from chiasm.errors import UnsupportedCheckpoint
 from chiasm.models import checkpoint
 from chiasm.models.chat import ChatTokenizer
 from chiasm.models.decoder import Decoder
+from chiasm.models.json_files import read_json
 
 if TYPE_CHECKING:
     from chiasm.models.catalog import Progress
@@ -75,7 +76,7 @@ def load_generator(
 
         return small_vlm.load(**options)
     folder = checkpoint.locate(location, **options)
-    model_type = checkpoint.read_json(folder / checkpoint.CONFIG).get("model_type")
+    model_type = read_json(folder / checkpoint.CONFIG).get("model_type")
     if model_type == SMALL_VLM:
         from chiasm.models import small_vlm
 

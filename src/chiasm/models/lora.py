@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from chiasm.errors import InvalidRequest, UnsupportedCheckpoint
+from chiasm.models.json_files import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -191,10 +192,8 @@ def load_peft(folder: Path | str, model: nn.Module) -> list[str]:
     Returns the names of the modules that have one. Raises UnsupportedCheckpoint if they are of a
     kind that is not known here, or belong to another network.
     """
-    from chiasm.models import checkpoint
-
     folder = Path(folder)
-    entries = checkpoint.read_json(folder / ADAPTER_CONFIG)
+    entries = read_json(folder / ADAPTER_CONFIG)
     _check(entries, folder)
     path = folder / ADAPTER_WEIGHTS
     try:

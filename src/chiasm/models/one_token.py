@@ -41,7 +41,7 @@ class Matrix:
 
     def __call__(self, row: Tensor) -> Tensor:
         """[1, in] → [1, all outs]."""
-        made = torch.bmm(row.view(len(self.pieces), 1, -1), self.pieces).sum(0)
+        made = _shared_out(row, self.pieces)
         return made if self.bias is None else made.add_(self.bias)
 
 
@@ -143,7 +143,11 @@ def _cut(matrix: Tensor) -> Tensor:
 
 def product(row: Tensor, matrix: Tensor) -> Tensor:
     """A row [1, in] times a matrix [in, out] that is contiguous: [1, out]."""
-    pieces = _cut(matrix)
+    return _shared_out(row, _cut(matrix))
+
+
+def _shared_out(row: Tensor, pieces: Tensor) -> Tensor:
+    """A row [1, in] times [pieces, in / pieces, out], a piece a thread: [1, out]."""
     return torch.bmm(row.view(len(pieces), 1, -1), pieces).sum(0)
 
 

@@ -11,7 +11,6 @@ towers are pulled by name.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,18 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tokenizers import Tokenizer as Backend
 from torch import Tensor, nn
 
 from chiasm.errors import UnsupportedCheckpoint
-from chiasm.models import catalog, checkpoint, lora
+from chiasm.models import built_in, catalog, checkpoint, lora
 from chiasm.models.aligned import head_mean, summary
 from chiasm.models.chat import ChatTokenizer
 from chiasm.models.decoder import Decoder
 from chiasm.models.efficientnet_lite import CONFIGS, EfficientNetLite, load_published
 from chiasm.models.generator import SMALL_VLM, GeneratorCheckpoint
+from chiasm.models.json_files import read_json
 from chiasm.models.namer import Namer, NamerConfig, Seen, WordProjector, WordProjectorConfig
 from chiasm.models.quarters import QuartersReader, tower_flops
 from chiasm.models.skeleton import without_weights
@@ -167,14 +165,14 @@ def load(
     `catalog.pull` raises if a tower cannot be had.
     """
     try:
-        config = SmallVLMConfig.read(checkpoint.read_json(shipped / CONFIG))
+        config = SmallVLMConfig.read(read_json(shipped / CONFIG))
         scale = CONFIGS[config.image_tower["scale"]]
         image_name, image_file = config.image_tower["catalog"], config.image_tower["file"]
         language_name = config.language_model["catalog"]
     except (KeyError, TypeError):
         raise UnsupportedCheckpoint(
             f"{shipped / CONFIG} does not describe a small vision-language model.",
-            hint=_mend(shipped),
+            hint=built_in.mend(shipped, SHIPPED),
         ) from None
     options: dict[str, Any] = {
         "cache_dir": cache_dir,
@@ -206,7 +204,9 @@ def load(
         ),
         tokenizer=tokenizer,
         name=config.name,
-        digest=_digest(shipped, config.needs, catalogs),
+        digest=built_in.digest(
+            "chiasm-small-vlm-1", shipped, (CONFIG, TEMPLATE, WEIGHTS), config.needs, catalogs
+        ),
     )
 
 
@@ -220,7 +220,9 @@ def _tokenizer(folder: Path, shipped: Path, config: SmallVLMConfig) -> ChatToken
     try:
         template = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise UnsupportedCheckpoint(f"{path} could not be read.", hint=_mend(shipped)) from None
+        raise UnsupportedCheckpoint(
+            f"{path} could not be read.", hint=built_in.mend(shipped, SHIPPED)
+        ) from None
     return ChatTokenizer(
         Backend.from_str(renamed),
         template=template,
@@ -232,10 +234,7 @@ def _tokenizer(folder: Path, shipped: Path, config: SmallVLMConfig) -> ChatToken
 def _fill(model: SmallVLM, folder: Path) -> None:
     """Fill the model with the tensors of `folder`, and merge the adapters among them."""
     path = folder / WEIGHTS
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError):
-        raise UnsupportedCheckpoint(f"{path} could not be read.", hint=_mend(folder)) from None
+    tensors = built_in.read_weights(path, shipped=SHIPPED)
     pairs: dict[str, dict[str, Tensor]] = {}
     for name in [name for name in tensors if ".lora_" in name]:
         layer, _, half = name.rpartition(".lora_")
@@ -245,11 +244,10 @@ def _fill(model: SmallVLM, folder: Path) -> None:
         for name, tensor in model.state_dict().items()
         if _part(name) not in _IMAGE_PARTS or _part(name) in model.config.stored
     }
-    if {name: tensor.shape for name, tensor in own.items()} != {
-        name: tensor.shape for name, tensor in tensors.items()
-    } or bool(pairs) != model.config.adapters:
+    if not built_in.same_shapes(own, tensors) or bool(pairs) != model.config.adapters:
         raise UnsupportedCheckpoint(
-            f"{path} holds other tensors than its {CONFIG} describes.", hint=_mend(folder)
+            f"{path} holds other tensors than its {CONFIG} describes.",
+            hint=built_in.mend(folder, SHIPPED),
         )
     # Shipped in half precision, computed in single; whole numbers stay what they are.
     single = {
@@ -265,31 +263,13 @@ def _fill(model: SmallVLM, folder: Path) -> None:
             model.earlier[layer] = (pair["a"], pair["b"])
     except (AttributeError, KeyError, RuntimeError):
         raise UnsupportedCheckpoint(
-            f"{path} holds adapters that do not fit the language model.", hint=_mend(folder)
+            f"{path} holds adapters that do not fit the language model.",
+            hint=built_in.mend(folder, SHIPPED),
         ) from None
 
 
 def _part(name: str) -> str:
     return name.partition(".")[0]
-
-
-def _mend(folder: Path) -> str:
-    if folder == SHIPPED:
-        return "Install chiasm again."
-    return "It is damaged, or another version of chiasm wrote it."
-
-
-def _digest(folder: Path, towers: Sequence[str], catalogs: Sequence[Path]) -> str:
-    """SHA-256 over the folder's files and the digests of the towers that `pull` has verified."""
-    whole = hashlib.sha256(b"chiasm-small-vlm-1\n")
-    for name in (CONFIG, TEMPLATE, WEIGHTS):
-        with (folder / name).open("rb") as file:
-            part = hashlib.file_digest(file, "sha256").hexdigest()
-        whole.update(f"{name} {part}\n".encode())
-    for tower in towers:
-        for path, entry in sorted(catalog.find(tower, catalogs).files.items()):
-            whole.update(f"{tower}/{path} {entry.sha256}\n".encode())
-    return whole.hexdigest()
 
 
 # Saving -----------------------------------------------------------------------------------------

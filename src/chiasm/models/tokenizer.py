@@ -23,6 +23,7 @@ from tokenizers.models import BPE, WordPiece
 from torch import Tensor
 
 from chiasm.errors import UnsupportedCheckpoint
+from chiasm.models.json_files import read_json_if_there
 from chiasm.models.sentencepiece import read_sentencepiece
 
 TOKENIZER_FILES = (
@@ -108,8 +109,8 @@ class Tokenizer:
         Raises UnsupportedCheckpoint if the files are missing or cannot be read.
         """
         folder = Path(folder)
-        config = _read_json(folder / "tokenizer_config.json") or {}
-        specials = {**(_read_json(folder / "special_tokens_map.json") or {}), **config}
+        config = read_json_if_there(folder / "tokenizer_config.json")
+        specials = {**read_json_if_there(folder / "special_tokens_map.json"), **config}
         kind = str(config.get("tokenizer_class", "")).removesuffix("Fast")
         backend = _backend(folder, config)
         limits = [n for n in (max_length, config.get("model_max_length")) if n and n < _UNLIMITED]
@@ -201,7 +202,7 @@ def _backend(folder: Path, config: dict[str, Any]) -> Backend:
 
 
 def _clip_backend(folder: Path) -> Backend:
-    vocabulary = _read_json(folder / "vocab.json") or {}
+    vocabulary = read_json_if_there(folder / "vocab.json")
     if CLIP_START not in vocabulary or CLIP_END not in vocabulary:
         raise UnsupportedCheckpoint(f"{folder / 'vocab.json'} lacks {CLIP_START} or {CLIP_END}.")
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
@@ -286,18 +287,6 @@ def _pad_id(backend: Backend, specials: dict[str, Any], folder: Path) -> int:
         if number is not None:
             return number
     raise UnsupportedCheckpoint(f"{folder}: the tokenizer names no padding token.")
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        content = None
-    if not isinstance(content, dict):
-        raise UnsupportedCheckpoint(f"{path} is not a JSON object.")
-    return content
 
 
 # SigLIP's texts ---------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ class VisionLanguageModel(Protocol):
         """Features of one picture, [image tokens, decoder width], in its placeholder's order."""
         ...
 
-    def forward(
+    def __call__(
         self,
         ids: Tensor,
         features: Tensor | None = None,
@@ -94,18 +94,6 @@ class VisionLanguageModel(Protocol):
         positions, mask, cache: as in `Decoder`.
         Raises InvalidRequest when features and image tokens differ in number.
         """
-        ...
-
-    def __call__(
-        self,
-        ids: Tensor,
-        features: Tensor | None = None,
-        *,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        """The same as `forward`."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -123,6 +111,12 @@ class VisionLanguageModel(Protocol):
         norms and activations are not.
         """
         ...
+
+
+def joined(reader: ImageReader, text: str) -> str:
+    """A prompt with its placeholders in, as the family writes pictures that follow each other."""
+    written: str = getattr(reader, "joined", str)(text)  # a method that few readers have
+    return written
 
 
 def placed(embeddings: Tensor, ids: Tensor, image_token_id: int, features: Tensor | None) -> Tensor:
@@ -194,11 +188,4 @@ class PicturesInText(nn.Module):
 
     def new_cache(self, *, batch: int = 1, capacity: int = 256) -> KeyValueCache:
         """An empty cache of the network's type, on its device."""
-        weight = self.decoder.norm.weight
-        return KeyValueCache(
-            self.decoder.config,
-            batch=batch,
-            capacity=capacity,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
+        return self.decoder.new_cache(batch=batch, capacity=capacity)

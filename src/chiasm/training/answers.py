@@ -19,7 +19,7 @@ from chiasm.errors import InvalidRequest, UnsupportedCheckpoint
 from chiasm.media import read_header
 from chiasm.media.limits import Limits
 from chiasm.models.chat import ChatTokenizer
-from chiasm.models.vision_language import ImageReader
+from chiasm.models.vision_language import ImageReader, joined
 from chiasm.training.conversations import Conversation, Message, Picture
 
 _LIMITS = Limits()
@@ -119,12 +119,10 @@ class ConversationEncoder:
             place += len(self._images.mark) + len(piece)
         filled = "".join(written)
         spans = [(_moved(a, moved), _moved(b, moved)) for a, b in spans]
-        joined = getattr(self._images, "joined", None)
-        if joined is None:
-            return filled, spans
         # Some families write neighbouring pictures otherwise, which moves what stands behind.
-        return joined(filled), [
-            (len(joined(filled[:a])), len(joined(filled[:b]))) for a, b in spans
+        return joined(self._images, filled), [
+            (len(joined(self._images, filled[:a])), len(joined(self._images, filled[:b])))
+            for a, b in spans
         ]
 
     def _cut(

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from chiasm.errors import UnsupportedCheckpoint
-from chiasm.models.checkpoint import read_json, write_json, write_tensors
+from chiasm.models.checkpoint import write_json, write_tensors
 from chiasm.models.clip import CLIP
+from chiasm.models.json_files import read_json
 from chiasm.models.layout import Layout, Names, under
 from chiasm.models.preprocess import AnyPreprocessor, ImagePreprocessor
 from chiasm.models.siglip import SigLIP

@@ -59,10 +59,6 @@ class PrefixCache:
         """What is held, in bytes."""
         return sum(cache.nbytes for _, cache in self._entries.values())
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._entries.clear()
-
 
 class FeatureCache:
     """Features of the newest pictures by their digest, within a budget of bytes."""

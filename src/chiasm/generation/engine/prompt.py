@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from chiasm.errors import InvalidRequest, UnsupportedCheckpoint
 from chiasm.generation.messages import ImagePart, Message, check_conversation, images_of
+from chiasm.models.vision_language import joined
 
 if TYPE_CHECKING:
     from chiasm.media import Image
@@ -82,20 +83,15 @@ def _plain(message: Message, tokenizer: ChatTokenizer, mark: str | None) -> dict
         content: Any = [
             {"type": "image"}
             if isinstance(part, ImagePart)
-            else {"type": "text", "text": _harmless(part.text, tokenizer, mark)}
+            else {"type": "text", "text": tokenizer.harmless(part.text, mark)}
             for part in message.parts
         ]
     else:
         content = "".join(
-            f"{mark}\n" if isinstance(part, ImagePart) else _harmless(part.text, tokenizer, mark)
+            f"{mark}\n" if isinstance(part, ImagePart) else tokenizer.harmless(part.text, mark)
             for part in message.parts
         )
     return {"role": message.role, "content": content}
-
-
-def _harmless(text: str, tokenizer: ChatTokenizer, mark: str | None) -> str:
-    text = tokenizer.harmless(text)
-    return text.replace(mark, mark[0] + "\u200b" + mark[1:]) if mark and mark in text else text
 
 
 def _filled(text: str, sizes: Sequence[tuple[int, int]], reader: ImageReader) -> str:
@@ -110,8 +106,7 @@ def _filled(text: str, sizes: Sequence[tuple[int, int]], reader: ImageReader) ->
     filled = [pieces[0]]
     for size, piece in zip(sizes, pieces[1:], strict=True):
         filled += (reader.placeholder(*size), piece)
-    joined = getattr(reader, "joined", str)  # some families write neighbouring pictures otherwise
-    return str(joined("".join(filled)))
+    return joined(reader, "".join(filled))
 
 
 def _begun(tokenizer: ChatTokenizer, ids: list[int]) -> list[int]:

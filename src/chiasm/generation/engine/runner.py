@@ -14,7 +14,7 @@ from torch import Tensor
 
 from chiasm.errors import Cancelled, ContextExceeded
 from chiasm.generation.engine.answer_text import AnswerText
-from chiasm.generation.engine.constraint import Grammars
+from chiasm.generation.engine.constraint import Constraint, Grammars
 from chiasm.generation.engine.prefix import FeatureCache, PrefixCache
 from chiasm.generation.engine.prompt import Picture, Prompt, build_prompt
 from chiasm.generation.engine.sampler import Sampler, describe
@@ -156,7 +156,7 @@ class Runner:
         capacity = len(units) + _ROOM
         cache = self._prefixes.take(units, capacity)
         if cache is None:
-            cache = self._new_cache(capacity)
+            cache = self._model.new_cache(capacity=capacity)
         start = ledger.cached = cache.length
         features = self._encoded(prompt, start, ledger, cancelled)
         with ledger.stage("prefill"):
@@ -204,26 +204,12 @@ class Runner:
             return hidden
         return model(ids, features, cache=cache)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., width] → [..., vocabulary]."""
-        return self._model.logits(hidden)
-
     def step(self, token: int, cache: KeyValueCache, ledger: _Ledger) -> Tensor:
         """Read one token of an answer: the logits after it."""
         with ledger.stage("decode"):
             ids = torch.tensor([[token]], device=self._device)
             ledger.language_flops += decoder_flops(self.checkpoint.config, 1, before=cache.length)
             return self._model.logits(self.read(ids, None, cache)[0, -1])
-
-    def _new_cache(self, capacity: int) -> KeyValueCache:
-        from chiasm.models.cache import KeyValueCache
-
-        if not isinstance(self._model, Decoder):
-            return self._model.new_cache(capacity=capacity)
-        weight = self._model.norm.weight
-        return KeyValueCache(
-            self._model.config, capacity=capacity, dtype=weight.dtype, device=weight.device
-        )
 
     def _usage(self, prompt: Prompt, ledger: _Ledger) -> Usage:
         return Usage(
@@ -247,14 +233,11 @@ class _Answer:
         request: Request,
         choice: int,
         cache: KeyValueCache,
-        constraint: object,
+        constraint: Constraint | None,
         longest: int,
         ledger: _Ledger,
         cancelled: threading.Event,
     ) -> None:
-        from chiasm.generation.engine.constraint import Constraint
-
-        assert constraint is None or isinstance(constraint, Constraint)
         self._runner = runner
         self._request = request
         self._choice = choice
