@@ -221,59 +221,57 @@ class Runtime:
         return await anyio.to_thread.run_sync(lambda: work(*args, **kwargs), limiter=self._long)
 
     def _load(self) -> None:
-        """Load until it succeeds; what a network or a disk can mend is tried again."""
-        delay = _FIRST_RETRY_SECONDS
-        while not self._stop.is_set():
-            try:
-                with collector.paused():
-                    self._planes = self._load_once()
-                self._failure = None
-                if self._generator is None and self.settings.generator:
-                    self._generator_loader.start()
-                if self._sample:
-                    self._add_sample(self._planes.library)
-            except (WeightsError, NoSpace) as error:
-                self._failure = error
-                log.error("%s Trying again in %.0f s.", error, delay)
-                self._stop.wait(delay)
-                delay = min(2 * delay, _LAST_RETRY_SECONDS)
-                continue
-            except ChiasmError as error:
-                self._failure = error
-                log.error("%s", error)
-            except Exception as error:
-                log_unexpected(error, "loading")
-                self._failure = ChiasmError(f"{INTERNAL} It could not load its models.")
-            return
+        def load() -> None:
+            with collector.paused():
+                self._planes = self._load_once()
+            self._failure = None
+            if self._generator is None and self.settings.generator:
+                self._generator_loader.start()
+            if self._sample:
+                self._add_sample(self._planes.library)
+
+        def fail(error: ChiasmError) -> None:
+            self._failure = error
+
+        self._until_it_succeeds(load, fail, "loading")
 
     def _load_generator(self) -> None:
-        """Load the model that answers; what a network or a disk can mend is tried again."""
         from chiasm.generation import load_native_generator
 
-        delay = _FIRST_RETRY_SECONDS
-        while not self._stop.is_set():
+        def load() -> None:
             started = time.perf_counter()
-            try:
-                self._generator = load_native_generator(
-                    self.settings, progress=self._generator_progress
-                )
-            except ChiasmError as error:
-                self._generator_failure = error
-                mendable = isinstance(error, WeightsError | NoSpace)
-                again = f" Trying again in {delay:.0f} s." if mendable else ""
-                log.error("the generator: %s%s", error, again)
-                if not mendable:
-                    return
-                self._stop.wait(delay)
-                delay = min(2 * delay, _LAST_RETRY_SECONDS)
-                continue
-            except Exception as error:
-                log_unexpected(error, "loading the generator")
-                self._generator_failure = ChiasmError(f"{INTERNAL} It could not load its models.")
-                return
+            self._generator = load_native_generator(
+                self.settings, progress=self._generator_progress
+            )
             self._generator_failure = None
             seconds = time.perf_counter() - started
             log.info("ready to answer: %s, loaded in %.1f s", self._generator.name, seconds)
+
+        def fail(error: ChiasmError) -> None:
+            self._generator_failure = error
+
+        self._until_it_succeeds(load, fail, "loading the generator")
+
+    def _until_it_succeeds(
+        self, load: Callable[[], None], fail: Callable[[ChiasmError], None], what: str
+    ) -> None:
+        """Call `load`, again after what a network or a disk can mend; `fail` hears of errors."""
+        delay = _FIRST_RETRY_SECONDS
+        while not self._stop.is_set():
+            try:
+                load()
+            except (WeightsError, NoSpace) as error:
+                fail(error)
+                log.error("%s: %s Trying again in %.0f s.", what, error, delay)
+                self._stop.wait(delay)
+                delay = min(2 * delay, _LAST_RETRY_SECONDS)
+                continue
+            except ChiasmError as error:
+                fail(error)
+                log.error("%s: %s", what, error)
+            except Exception as error:
+                log_unexpected(error, what)
+                fail(ChiasmError(f"{INTERNAL} It could not load its models."))
             return
 
     def _add_sample(self, library: Library) -> None:
