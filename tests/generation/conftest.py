@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 from chiasm.models.generator import GeneratorCheckpoint
 from tests.generation.tiny_models import tiny_language_model
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from tests.one_thread import _one_thread  # noqa: F401 -- a fixture of every module here
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,5 @@
-"""The networks of these tests are tiny: a second thread would only wait for the first."""
+"""The networks of these tests are tiny."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-import torch
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from tests.one_thread import _one_thread  # noqa: F401 -- a fixture of every module here
