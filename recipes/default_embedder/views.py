@@ -65,30 +65,31 @@ def background(side: int, random: np.random.Generator) -> PIL.Image.Image:
     elif kind == "gradient":
         angle = random.uniform(0, 2 * np.pi)
         y, x = np.mgrid[0:side, 0:side] / side - 0.5
-        values = _blend(np.cos(angle) * x + np.sin(angle) * y + 0.5, first, second)
+        values = blend(np.cos(angle) * x + np.sin(angle) * y + 0.5, first, second)
     elif kind == "clouds":
-        values = _blend(_clouds(side, random), first, second)
+        values = blend(clouds(side, random), first, second)
     elif kind == "pattern":
         period = random.uniform(6, 40)
         y, x = np.mgrid[0:side, 0:side]
         wave = (x // period + y // period) % 2 if random.random() < 0.5 else (x // period) % 2
-        values = _blend(wave, first, (first + second) / 2)
+        values = blend(wave, first, (first + second) / 2)
     else:
         line = random.uniform(0.3, 0.8) * side
         y = np.mgrid[0:side, 0:side][0]
-        sky = _blend(_clouds(side, random), np.array([150, 190, 235.0]), np.array([245.0] * 3))
-        soil = _blend(_clouds(side, random), first * 0.7, second * 0.7)
+        sky = blend(clouds(side, random), np.array([150, 190, 235.0]), np.array([245.0] * 3))
+        soil = blend(clouds(side, random), first * 0.7, second * 0.7)
         values = np.where((y < line)[..., None], sky, soil)
     noisy = values + random.normal(0, random.uniform(0, 6), (side, side, 1))
     return PIL.Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 
 
-def _blend(share: Array, first: Array, second: Array) -> Array:
+def blend(share: Array, first: Array, second: Array) -> Array:
+    """From `first` to `second` as `share` goes from 0 to 1."""
     share = np.clip(share, 0, 1)[..., None]
     return (1 - share) * first + share * second
 
 
-def _clouds(side: int, random: np.random.Generator) -> Array:
+def clouds(side: int, random: np.random.Generator) -> Array:
     """Noise of several sizes summed, 0 to 1: [side, side]."""
     total = np.zeros((side, side))
     for cells in (3, 7, 15, 40):

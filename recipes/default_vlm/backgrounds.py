@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import PIL.Image
+from borrowed import blend, clouds
 
-Array = npt.NDArray[np.float64]
 TRAIN = ("white", "flat", "gradient", "clouds", "stripes", "checks")
 HELD_OUT = ("horizon", "rings", "photograph", "photograph")
 PHOTOGRAPHS = ("brick.png", "grass.png", "gravel.png", "hubble_deep_field.jpg")
@@ -50,18 +49,3 @@ def background(
         values = np.where((y < random.uniform(-0.2, 0.3))[..., None], sky, soil)
     noisy = values + random.normal(0, random.uniform(0, 6), (side, side, 1))
     return PIL.Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
-
-
-def blend(share: Array, first: Array, second: Array) -> Array:
-    """From `first` to `second` as `share` goes from 0 to 1."""
-    share = np.clip(share, 0, 1)[..., None]
-    return (1 - share) * first + share * second
-
-
-def clouds(side: int, random: np.random.Generator) -> Array:
-    """Noise of several sizes summed, 0 to 1: [side, side]."""
-    total = np.zeros((side, side))
-    for cells in (3, 7, 15, 40):
-        noise = PIL.Image.fromarray(random.random((cells, cells)).astype(np.float32))
-        total += np.asarray(noise.resize((side, side), PIL.Image.Resampling.BICUBIC)) / cells**0.7
-    return (total - total.min()) / (np.ptp(total) + 1e-9)

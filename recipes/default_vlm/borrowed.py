@@ -11,10 +11,13 @@ import phrases
 import recipe as embedder
 from pictures import Picture, head_noun, singular
 from train import Cache, load_cache, regress
+from views import blend, clouds
 
 __all__ = [
     "Cache",
     "Picture",
+    "blend",
+    "clouds",
     "embedder",
     "head_noun",
     "load_cache",
