@@ -15,6 +15,7 @@ import typer
 
 from chiasm import __version__, collector
 from chiasm.cli import ask as ask_command
+from chiasm.cli import export as export_command
 from chiasm.cli import shards as shards_commands
 from chiasm.cli import train as train_commands
 from chiasm.cli.ask import GeneratorName
@@ -41,6 +42,7 @@ app.add_typer(collections_app, name="collections")
 app.add_typer(train_commands.app, name="train")
 app.add_typer(shards_commands.app, name="shards")
 app.command()(ask_command.ask)
+app.command()(export_command.export)
 
 CollectionName = Annotated[
     str, typer.Option("--collection", "-c", help="The collection's name.", show_default=True)

@@ -309,19 +309,23 @@ def save_checkpoint(
     model: nn.Module,
     preprocessor: AnyPreprocessor | IdeficsReader | WholeReader | None = None,
     tokenizer: Tokenizer | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    entries: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the published layout. Each file appears complete or not at all.
 
     The weights come last, so a folder that has them has everything.
     preprocessor: of a vision-language model its pictures' reader.
+    entries: of an earlier `config.json`, kept where the network's configuration says nothing.
     """
     folder = Path(folder)
     config: Any = model.config
     architecture = ARCHITECTURES[config.model_type]
     folder.mkdir(parents=True, exist_ok=True)
-    entries = {"architectures": [config.architecture], **write_config(config)}
-    entries["torch_dtype"] = "float32"
-    write_json(folder / CONFIG, entries)
+    own = {"architectures": [config.architecture], **write_config(config)}
+    own["torch_dtype"] = str(dtype).removeprefix("torch.")
+    write_json(folder / CONFIG, _over(entries or {}, own))
     if preprocessor is not None:
         write_json(folder / PREPROCESSOR, preprocessor.to_config())
     if isinstance(preprocessor, WholeReader):
@@ -329,9 +333,18 @@ def save_checkpoint(
     if tokenizer is not None:
         tokenizer.save(folder)
     tensors = architecture.layout.write(
-        {name: tensor.to(torch.float32) for name, tensor in model.state_dict().items()}
+        {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
     )
     write_tensors(folder / WEIGHTS, tensors)
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both objects' entries, nested ones too; `above` wins."""
+    merged = {**below, **above}
+    for name, value in above.items():
+        if isinstance(value, Mapping) and isinstance(below.get(name), Mapping):
+            merged[name] = _over(below[name], value)
+    return merged
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
