@@ -137,6 +137,22 @@ class ContextExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
 
+class GeneratorUnreachable(ChiasmError):
+    """No server that answers questions can be reached, or none serves the model that is wanted."""
+
+    http_status = 503
+    exit_code = 7
+    code = "generator_unreachable"
+
+
+class GeneratorFailed(ChiasmError):
+    """The server that was answering broke off, took too long, or sent what is no answer."""
+
+    http_status = 502
+    exit_code = 7
+    code = "generator_failed"
+
+
 class Cancelled(ChiasmError):
     """Whoever asked does not want the answer any more. Nobody is left to read this."""
 

@@ -15,7 +15,7 @@ from chiasm.cli.weights import fetch_weights
 from chiasm.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from chiasm.generation import NativeGenerator, Request, Usage
+    from chiasm.generation import Generator, Request, Usage
     from chiasm.settings import Settings
 
 GeneratorName = Annotated[
@@ -23,7 +23,7 @@ GeneratorName = Annotated[
     typer.Option(
         "--generator",
         "-g",
-        help="A name of the catalogue, hf:owner/name, or a folder.",
+        help="A name of the catalogue, hf:owner/name, a folder, or vllm:http://host:port.",
         show_default="default-vlm",
     ),
 ]
@@ -116,15 +116,15 @@ def _read_schema(path: Path) -> dict[str, Any]:
     return schema
 
 
-def _generator(settings: Settings) -> NativeGenerator:
+def _generator(settings: Settings) -> Generator:
     fetch_weights(settings, settings.generator)
     with collector.paused():
-        from chiasm.generation import load_native_generator
+        from chiasm.generation import load_generator
 
-        return load_native_generator(settings)
+        return load_generator(settings)
 
 
-def _answer(model: NativeGenerator, request: Request, *, as_json: bool) -> None:
+def _answer(model: Generator, request: Request, *, as_json: bool) -> None:
     from chiasm import terminal
     from chiasm.generation import Completed, Finished, TextDelta
 
@@ -167,7 +167,7 @@ def _summary(usage: Usage, reason: str) -> str:
     parts = [
         f"{usage.image_tokens} image tokens",
         f"{usage.text_tokens} text tokens",
-        f"{usage.vision_flops / 1e9:.1f} + {usage.language_flops / 1e9:.1f} GFLOP",
+        *_compute(usage),
         f"first token after {usage.seconds['first_token']:.2f} s",
     ]
     if usage.tokens_per_second:
@@ -175,3 +175,9 @@ def _summary(usage: Usage, reason: str) -> str:
     if reason == "length":
         parts.append("cut at --max-tokens")
     return " · ".join(parts)
+
+
+def _compute(usage: Usage) -> list[str]:
+    if not usage.language_flops:  # run elsewhere
+        return []
+    return [f"{usage.vision_flops / 1e9:.1f} + {usage.language_flops / 1e9:.1f} GFLOP"]

@@ -9,12 +9,18 @@ if TYPE_CHECKING:
 
 
 def fetch_weights(settings: Settings, *names: str) -> None:
-    """Fetch what is missing of these catalogue entries, `hf:` addresses or folders."""
+    """Fetch what is missing of these catalogue entries, `hf:` addresses or folders.
+
+    A generator that servers run elsewhere needs none.
+    """
     from chiasm import terminal
+    from chiasm.generation.providers.address import is_remote
     from chiasm.models import catalog
 
     with terminal.downloads() as progress:
         for name in names:
+            if is_remote(name):
+                continue
             catalog.ensure(
                 name,
                 cache_dir=settings.cache_dir,

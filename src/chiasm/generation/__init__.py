@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chiasm.generation.engine.native import NativeGenerator, load_native_generator
+    from chiasm.generation.loading import load_generator
     from chiasm.generation.messages import ImagePart, Message, Part, TextPart
     from chiasm.generation.request import (
         Completed,
         Event,
         Finished,
         Generator,
+        Remote,
         Request,
         Sampling,
         TextDelta,
@@ -28,18 +30,21 @@ __all__ = [
     "Message",
     "NativeGenerator",
     "Part",
+    "Remote",
     "Request",
     "Sampling",
     "TextDelta",
     "TextPart",
     "TokenLogprob",
     "Usage",
+    "load_generator",
     "load_native_generator",
 ]
 
 _HOMES = {
     "NativeGenerator": "engine.native",
     "load_native_generator": "engine.native",
+    "load_generator": "loading",
     **dict.fromkeys(("ImagePart", "Message", "Part", "TextPart"), "messages"),
 }
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from chiasm.errors import InvalidRequest
 from chiasm.generation.messages import Message
@@ -113,7 +113,8 @@ class Usage:
     text_tokens, image_tokens: of the prompt; together they are the context it took.
     cached_tokens: of those, the ones that need not be read again.
     answer_tokens: generated, over all choices.
-    vision_flops, language_flops: multiplications and additions, of what was computed in fact.
+    vision_flops, language_flops: multiplications and additions, of what was computed in fact; both
+        0 where nobody knows, of a model that is run elsewhere.
     seconds: by stage: `queue`, `prepare`, `encode`, `prefill`, `decode`; `first_token` is the time
         from the request's arrival to its first token.
     """
@@ -150,14 +151,44 @@ Event = TextDelta | Finished | Completed
 
 
 class Generator(Protocol):
-    """A model that answers, here or elsewhere."""
+    """A model that answers, here or elsewhere. Safe to use from several threads and tasks.
+
+    digest: tells it from others, as 64 hexadecimal digits. context: tokens that prompt and answer
+    may have together. sees: it reads pictures.
+    """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def sees(self) -> bool: ...
 
     def stream(self, request: Request) -> AsyncGenerator[Event]:
         """Answer; the last event is `Completed`. Closing the iterator stops the work.
 
         Raises InvalidRequest before the first event when the request cannot be answered.
         """
+        ...
+
+    def run(self, request: Request) -> Iterator[Event]:
+        """The same without an event loop; blocks between events."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything and refuse what comes."""
+        ...
+
+
+@runtime_checkable
+class Remote(Generator, Protocol):
+    """A generator whose model is run elsewhere, and so can be away for a while."""
+
+    def check(self) -> None:
+        """Raise GeneratorUnreachable while nobody is there to ask."""
         ...

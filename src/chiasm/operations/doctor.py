@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 
 from chiasm import __version__
 from chiasm.errors import ChiasmError, Offline, WeightsError
+from chiasm.generation.providers.address import is_remote, parse_address
 from chiasm.models import catalog
 from chiasm.settings import Settings, config_file, origins
 
@@ -214,6 +215,8 @@ def _model(role: str, name: str, settings: Settings) -> Check:
     catalogs = (settings.catalog,)
     if not name:
         return Check(role, "ok", "none; the setting is empty")
+    if is_remote(name):
+        return _servers(role, name)
     if (folder := catalog.local_folder(name, catalogs)) is not None:
         return Check(role, "ok", f"the folder {folder}")
     entry = catalog.find(name, catalogs)
@@ -240,6 +243,17 @@ def _model(role: str, name: str, settings: Settings) -> Check:
 
 
 # Folders and settings ---------------------------------------------------------------------------
+
+
+def _servers(role: str, address: str) -> Check:
+    """Whether the servers that an address names serve a model."""
+    from chiasm.generation.providers.vllm import VLLMGenerator
+
+    generator = VLLMGenerator(parse_address(address))
+    generator.close()
+    detail = f"{generator.name} at {generator.usable_servers} servers"
+    troubles = [str(error) for error in generator.troubles]
+    return Check(role, "warning" if troubles else "ok", "; ".join([detail, *troubles]))
 
 
 def _folder(name: str, folder: Path, setting: str) -> Check:

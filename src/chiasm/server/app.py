@@ -16,7 +16,7 @@ from chiasm.server.routes import chat, collections, embeddings, health, items, m
 from chiasm.server.runtime import Runtime
 
 if TYPE_CHECKING:
-    from chiasm.generation import NativeGenerator
+    from chiasm.generation import Generator
     from chiasm.retrieval import Embedder
     from chiasm.settings import Settings
 
@@ -25,7 +25,7 @@ def create_app(
     settings: Settings,
     *,
     embedder: Embedder | None = None,
-    generator: NativeGenerator | None = None,
+    generator: Generator | None = None,
     sample: bool = False,
 ) -> FastAPI:
     """The server as an ASGI application.

@@ -8,7 +8,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from chiasm.errors import UnknownModel
-from chiasm.generation import NativeGenerator
+from chiasm.generation import Generator
+from chiasm.generation.providers.address import is_remote
 from chiasm.server.batching import BatchingEmbedder
 from chiasm.server.runtime import Planes, Runtime
 
@@ -26,7 +27,7 @@ async def _planes(runtime: State) -> Planes:
     return await runtime.planes()
 
 
-async def _generator(runtime: State) -> NativeGenerator:
+async def _generator(runtime: State) -> Generator:
     return await runtime.generator()
 
 
@@ -39,7 +40,7 @@ Loaded = Annotated[Planes, Depends(_planes)]
 LoadedEmbedder = Annotated[BatchingEmbedder, Depends(_embedder)]
 """The embedder alone: for what needs no collection, and need not wait for them."""
 
-LoadedGenerator = Annotated[NativeGenerator, Depends(_generator)]
+LoadedGenerator = Annotated[Generator, Depends(_generator)]
 """The model that answers questions."""
 
 
@@ -53,12 +54,17 @@ def find_model(name: str, embedder: BatchingEmbedder, runtime: Runtime) -> str:
     return _found(name, served_names(embedder, runtime))
 
 
-def generator_names(generator: NativeGenerator, runtime: Runtime) -> list[str]:
-    """Names that mean the generator served here, its own first."""
-    return list(dict.fromkeys((generator.name, runtime.settings.generator or generator.name)))
+def generator_names(generator: Generator, runtime: Runtime) -> list[str]:
+    """Names that mean the generator served here, its own first.
+
+    An address of servers is no name: it is for whoever runs this one.
+    """
+    setting = runtime.settings.generator
+    own = [generator.name] if is_remote(setting) or not setting else [generator.name, setting]
+    return list(dict.fromkeys(own))
 
 
-def find_generator(name: str, generator: NativeGenerator, runtime: Runtime) -> str:
+def find_generator(name: str, generator: Generator, runtime: Runtime) -> str:
     """`name`, if a generator answers to it here; "default" always does. Raises UnknownModel."""
     return _found(name, [*generator_names(generator, runtime), "default"])
 

@@ -20,13 +20,20 @@ import anyio
 import anyio.to_thread
 
 from chiasm import collector
-from chiasm.errors import ChiasmError, NoSpace, NotReady, UnknownModel, WeightsError
+from chiasm.errors import (
+    ChiasmError,
+    GeneratorUnreachable,
+    NoSpace,
+    NotReady,
+    UnknownModel,
+    WeightsError,
+)
 from chiasm.server.batching import BatchingEmbedder
 from chiasm.server.errors import INTERNAL, log_unexpected
 from chiasm.server.pictures import PictureOpener
 
 if TYPE_CHECKING:
-    from chiasm.generation import NativeGenerator
+    from chiasm.generation import Generator
     from chiasm.retrieval import Embedder, Library
     from chiasm.settings import Settings
 
@@ -91,7 +98,7 @@ class Runtime:
         settings: Settings,
         *,
         embedder: Embedder | None = None,
-        generator: NativeGenerator | None = None,
+        generator: Generator | None = None,
         sample: bool = False,
     ) -> None:
         self.settings = settings
@@ -156,6 +163,9 @@ class Runtime:
         if failure is not None:
             # Whatever it is, it is not the caller's fault: never a 400 or a 404.
             unready = NotReady(failure.message, hint=failure.hint)
+            if isinstance(failure, GeneratorUnreachable):
+                # Where the model's servers stand is for whoever runs this one: the log has it.
+                unready = NotReady("No server that answers questions can be reached.")
             unready.code = failure.code or "internal_error"
             raise unready
         raise NotReady(f"The server is still starting: {progress}.", hint="Try again in a moment.")
@@ -165,7 +175,20 @@ class Runtime:
         planes = self.check()
         if self._loader.is_alive():
             raise NotReady("The sample collection is being made.", hint="Try again in a moment.")
+        self._check_remote()
         return planes
+
+    def _check_remote(self) -> None:
+        """Raise if the model that answers is run elsewhere, and nobody is there to be asked."""
+        from chiasm.generation import Remote
+        from chiasm.generation.providers.address import is_remote
+
+        generator = self._generator
+        if is_remote(self.settings.generator):
+            failure, progress = self._generator_failure, self._generator_progress
+            generator = self._loaded(generator, failure, progress)
+        if isinstance(generator, Remote):
+            generator.check()
 
     async def planes(self) -> Planes:
         """The planes; waits a few seconds for them while they load."""
@@ -177,7 +200,7 @@ class Runtime:
         await self._await(lambda: self._embedder is not None or self._failure is not None)
         return self._loaded(self._embedder, self._failure, self.progress)
 
-    async def generator(self) -> NativeGenerator:
+    async def generator(self) -> Generator:
         """The model that answers questions; waits as `planes` does.
 
         Raises UnknownModel where the settings name none.
@@ -195,7 +218,7 @@ class Runtime:
         return self._loaded(self._generator, failure, self._generator_progress)
 
     @property
-    def generator_if_loaded(self) -> NativeGenerator | None:
+    def generator_if_loaded(self) -> Generator | None:
         """The generator, where it is there already."""
         return self._generator
 
@@ -236,13 +259,11 @@ class Runtime:
         self._until_it_succeeds(load, fail, "loading")
 
     def _load_generator(self) -> None:
-        from chiasm.generation import load_native_generator
+        from chiasm.generation import load_generator
 
         def load() -> None:
             started = time.perf_counter()
-            self._generator = load_native_generator(
-                self.settings, progress=self._generator_progress
-            )
+            self._generator = load_generator(self.settings, progress=self._generator_progress)
             self._generator_failure = None
             seconds = time.perf_counter() - started
             log.info("ready to answer: %s, loaded in %.1f s", self._generator.name, seconds)
@@ -256,15 +277,19 @@ class Runtime:
         self, load: Callable[[], None], fail: Callable[[ChiasmError], None], what: str
     ) -> None:
         """Call `load`, again after what a network or a disk can mend; `fail` hears of errors."""
-        delay = _FIRST_RETRY_SECONDS
+        delay, said = _FIRST_RETRY_SECONDS, ""
         while not self._stop.is_set():
             try:
                 load()
-            except (WeightsError, NoSpace) as error:
+            except (WeightsError, NoSpace, GeneratorUnreachable) as error:
                 fail(error)
-                log.error("%s: %s Trying again in %.0f s.", what, error, delay)
+                if str(error) != said:
+                    log.error("%s: %s Trying again in %.0f s.", what, error, delay)
                 self._stop.wait(delay)
-                delay = min(2 * delay, _LAST_RETRY_SECONDS)
+                if isinstance(error, GeneratorUnreachable):
+                    said = str(error)  # to knock costs nothing, to say so each time would
+                else:
+                    delay = min(2 * delay, _LAST_RETRY_SECONDS)
                 continue
             except ChiasmError as error:
                 fail(error)

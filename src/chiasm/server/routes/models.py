@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from chiasm.generation import NativeGenerator
+from chiasm.generation import Generator
 from chiasm.server.batching import BatchingEmbedder
 from chiasm.server.dependencies import (
     LoadedEmbedder,
@@ -61,7 +61,7 @@ def _embedder(name: str, embedder: BatchingEmbedder, runtime: Runtime) -> Model:
     )
 
 
-def _generator(name: str, generator: NativeGenerator, runtime: Runtime) -> Model:
+def _generator(name: str, generator: Generator, runtime: Runtime) -> Model:
     return Model(
         id=name,
         created=runtime.started_at,

@@ -1,0 +1,1 @@
+"""Models that are run elsewhere: each file translates a request into another server's words."""
