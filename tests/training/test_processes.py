@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -62,3 +63,25 @@ def test_ddp_and_fsdp_train_alike_and_take_over_from_each_other(tmp_path: Path) 
     # What split weights left, copied ones go on with.
     torchrun(path, tmp_path / "mixed", "--resume", "--set", "loop.steps=8")
     assert [row["step"] for row in read_metrics(tmp_path / "mixed" / METRICS)] == list(range(1, 9))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are named in /proc")
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+@pytest.mark.parametrize("ends", [(), ("raise",)], ids=["done", "error"])
+def test_no_thread_of_the_group_outlives_it(sharding: str, ends: tuple[str, ...]) -> None:
+    """One that did could meet an interpreter that has begun to end, and abort the process."""
+    launched = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("left_world.py")), sharding, *ends],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | launched | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    inside, after, error = (
+        ast.literal_eval(line.split(": ", 1)[1]) for line in done.stdout.splitlines()[-3:]
+    )
+    assert sum("gloo" in name for name in inside) >= 2
+    assert [name for name in after if "gloo" in name or name.startswith("pt_")] == []
+    assert (error is not None) == bool(ends)

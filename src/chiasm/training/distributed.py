@@ -5,7 +5,10 @@ The same code runs on one process without torch.distributed being touched.
 
 from __future__ import annotations
 
+import gc
 import os
+import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +16,11 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Imported when there is a group, its functions would have that as a default (see `_leave`).
+import torch.distributed.nn.functional
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from chiasm.errors import ConfigurationError
 
@@ -26,13 +33,19 @@ Sharding = Literal["ddp", "fsdp"]
 class World:
     """The processes that train together.
 
-    rank: of this process, from 0. size: how many there are. group: None when there is one.
+    rank: of this process, from 0. size: how many there are. launched: whether a launcher began
+    them, be it one.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    group: Any = None
+    launched: bool = False
+
+    @property
+    def group(self) -> Any:
+        """The process group; None when nothing was launched. To be used, not to be kept."""
+        return dist.group.WORLD if self.launched else None
 
     @property
     def first(self) -> bool:
@@ -76,13 +89,45 @@ def joined(device: str) -> Iterator[World]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    raised: BaseException | None = None
     try:
-        yield World(rank, size, chosen, dist.group.WORLD)
+        yield World(rank, size, chosen, launched=True)
+    except BaseException as error:
+        raised = error
+        raise
     finally:
-        dist.destroy_process_group()
+        _leave(raised)
 
 
 _LAUNCHED = (("WORLD_SIZE", "1"), ("RANK", "0"))
+_PATIENCE = 10.0  # seconds; threads that wait for a process that is gone may be left behind
+
+
+def _leave(raised: BaseException | None) -> None:
+    """Destroy the process group, and see its threads end.
+
+    Gloo's threads drop the tensors of a finished exchange when they come to it. On a busy machine
+    that can be after Python has begun to end, and the process then aborts. They are waited for by
+    the group's destructor alone, so whatever holds the group must let go: DDP's wrapper, which is
+    part of cycles; FSDP's mesh, which DTensor's caches keep; after an error, the frames that it
+    went through.
+    """
+    group = [dist.group.WORLD]  # the last to hold it, so that nobody else waits
+    dist.destroy_process_group()
+
+    def let_go() -> None:
+        error = raised
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__
+        for mesh in (found for found in gc.get_objects() if type(found) is DeviceMesh):
+            getattr(mesh, "_pg_registry", {}).clear()
+        gc.collect()
+        group.clear()
+
+    leaving = threading.Thread(target=let_go, daemon=True, name="chiasm-leave")
+    leaving.start()
+    leaving.join(_PATIENCE)
 
 
 def _device(name: str) -> torch.device:
@@ -113,7 +158,6 @@ def spread(network: nn.Module, world: World, sharding: Sharding, blocks: tuple[t
 
         devices = [world.device] if world.device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=devices)
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(world.device.type, (world.size,))
