@@ -147,7 +147,7 @@ class VLLMGenerator:
             )
         body = await asyncio.to_thread(_encoded, request, self.name, self.context)
         prepared = time.perf_counter() - started
-        broken = 0
+        broken: list[GeneratorFailed] = []
         for server in self._cluster.order(images[0].digest if images else None):
             begun = False
             reader = AnswerReader(request, started, prepared)
@@ -163,14 +163,14 @@ class VLLMGenerator:
                     raise GeneratorFailed("The model's server gave the answer up.") from None
             except GeneratorFailed as error:
                 log.warning("%s: %s", server.url, error)
-                broken += 1
-                if begun or broken == _MOST_BROKEN:
+                broken.append(error)
+                if begun or len(broken) == _MOST_BROKEN:
                     raise
             else:
                 await self._count_images(reader)
                 yield reader.completed()
                 return
-        raise GeneratorFailed("The model's server broke off.") if broken else _nobody()
+        raise broken[0] if broken else _nobody()
 
     def run(self, request: Request) -> Iterator[Event]:
         """The same without an event loop; blocks between events."""
