@@ -10,8 +10,16 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from chiasm.cli import app
-from chiasm.errors import ChiasmError, ContextExceeded, InvalidRequest, NotAnImage, UnknownModel
+from chiasm.errors import (
+    ChiasmError,
+    ContextExceeded,
+    GeneratorUnreachable,
+    InvalidRequest,
+    NotAnImage,
+    UnknownModel,
+)
 from chiasm.media import encode_jpeg
+from tests.generation.providers.fake_vllm import FakeVLLM, answering
 from tests.generation.tiny_models import picture, save, tiny_language_model, tiny_llava
 
 
@@ -115,3 +123,16 @@ def test_bad_input(
     Path("notes.txt").write_text("plain text")
     with pytest.raises(kind, match=said):
         ask(*arguments, "--offline", model=models / model)
+
+
+def test_a_model_that_runs_elsewhere(photos: Path) -> None:
+    with FakeVLLM() as server:
+        server.script = lambda body: answering("A cat.", prompt=38, images=16)
+        arguments = ["ask", "cat.jpg", "What is this?", "-g", f"vllm:{server.url}"]
+        result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.stdout == "A cat.\n"
+    said = " ".join(result.stderr.split())
+    assert "16 image tokens · 22 text tokens · first token after" in said
+    assert "GFLOP" not in said  # nobody knows
+    with pytest.raises(GeneratorUnreachable, match=f"{server.url} cannot be reached"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -98,7 +100,7 @@ class FakeVLLM:
         self.script: Callable[[dict[str, Any]], Iterable[Step]] = lambda body: answering()
         self.bodies: list[dict[str, Any]] = []
         self.gone = threading.Event()
-        self._server: ThreadingHTTPServer | None = None
+        self._server: _Listener | None = None
         self.port = port
 
     @property
@@ -118,6 +120,7 @@ class FakeVLLM:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+            self._server.hang_up()
             self._server = None
 
     def __enter__(self) -> FakeVLLM:
@@ -136,6 +139,20 @@ class _Listener(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
     request_queue_size = 64
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._connections: list[socket.socket] = []
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.append(request)
+        super().process_request(request, client_address)
+
+    def hang_up(self) -> None:
+        """As when a process dies: connections that wait for more break, too."""
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that leaves is no news."""

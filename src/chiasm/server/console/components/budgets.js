@@ -5,21 +5,27 @@ import { html } from "../preact.js";
 
 // usage: as the API gives it. context: the places that the model has, if it is known.
 export function Budgets({ usage, context, open }) {
-  const { vision_flops: vision, language_flops: language } = usage.compute;
-  const all = Math.max(vision + language, 1);
+  const { language_flops: language } = usage.compute;
   return html`<details class="budgets" open=${open}>
     <summary><span>${[speed(usage), places(usage, context)].filter(Boolean).join(" · ")}</span></summary>
     <dl>
-      <${Budget} name="Vision compute" value=${flops(vision)} share=${`${percent(vision / all)} of both`} why=${visionWhy(usage)}>
-        <${Bar} parts=${[{ name: "image", count: vision }]} of=${all} />
-      <//>
-      <${Budget} name="Language compute" value=${flops(language)} share=${`${percent(language / all)} of both`} why="Spent by the language model on reading the prompt and writing the answer.">
-        <${Bar} parts=${[{ name: "text", count: language }]} of=${all} />
-      <//>
+      ${language > 0 ? html`<${Compute} usage=${usage} />` : html`<${Budget} name="Compute" value="not known" why="The model is run by another server, which does not say." />`}
       <${Context} usage=${usage} context=${context} />
     </dl>
     <p class="budget-why">${timeWords(usage)}</p>
   </details>`;
+}
+
+function Compute({ usage }) {
+  const { vision_flops: vision, language_flops: language } = usage.compute;
+  const all = vision + language;
+  return html`
+    <${Budget} name="Vision compute" value=${flops(vision)} share=${`${percent(vision / all)} of both`} why=${visionWhy(usage)}>
+      <${Bar} parts=${[{ name: "image", count: vision }]} of=${all} />
+    <//>
+    <${Budget} name="Language compute" value=${flops(language)} share=${`${percent(language / all)} of both`} why="Spent by the language model on reading the prompt and writing the answer.">
+      <${Bar} parts=${[{ name: "text", count: language }]} of=${all} />
+    <//>`;
 }
 
 function places({ total_tokens: used }, context) {
