@@ -153,6 +153,27 @@ class GeneratorFailed(ChiasmError):
     code = "generator_failed"
 
 
+class Overloaded(ChiasmError):
+    """More requests wait than may. retry_after: seconds until there should be room."""
+
+    http_status = 429
+    exit_code = 8
+    code = "overloaded"
+    kind = "rate_limit_error"
+
+    def __init__(self, message: str, *, retry_after: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class TimedOut(ChiasmError):
+    """The request's own deadline has passed."""
+
+    http_status = 504
+    exit_code = 8
+    code = "deadline_exceeded"
+
+
 class Cancelled(ChiasmError):
     """Whoever asked does not want the answer any more. Nobody is left to read this."""
 

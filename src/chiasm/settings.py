@@ -49,6 +49,19 @@ class IndexingSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How the product's own engine runs language models on a CPU.
+
+    precision: of the weights, `int8` or `float32`. cache_bytes: for keys and values. running:
+    questions that are worked on at once.
+    """
+
+    precision: str = "int8"
+    cache_bytes: int = 512 * 1024 * 1024
+    running: int = 8
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that can be set. Paths are absolute once `load` has returned them."""
 
@@ -61,6 +74,7 @@ class Settings:
     media: Limits = field(default_factory=Limits)
     server: ServerSettings = field(default_factory=ServerSettings)
     indexing: IndexingSettings = field(default_factory=IndexingSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
 
     @property
     def catalog(self) -> Path:

@@ -46,6 +46,9 @@ class Request:
     choices: how many answers.
     logprobs: with each token its log-probability and so many of the likeliest; None: neither.
     schema: a JSON schema that the answer must follow; None: free text.
+    priority: who is served first where not all can be; smaller is sooner, as in vLLM.
+    deadline: seconds after which the answer is of no use and the request ends with TimedOut.
+    tenant: whose request it is. Caches of prompts and pictures are shared within a tenant alone.
     """
 
     messages: tuple[Message, ...]
@@ -55,6 +58,9 @@ class Request:
     choices: int = 1
     logprobs: int | None = None
     schema: Mapping[str, Any] | None = None
+    priority: int = 0
+    deadline: float | None = None
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -63,6 +69,8 @@ class Request:
             _refuse("n", self.choices, f"between 1 and {MOST_CHOICES}")
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
             _refuse("top_logprobs", self.logprobs, f"between 0 and {MOST_LOGPROBS}")
+        if self.deadline is not None and not self.deadline > 0:
+            _refuse("deadline", self.deadline, "more than 0")
         if len(self.stop) > MOST_STOPS or not all(self.stop):
             raise InvalidRequest(
                 f"`stop` takes up to {MOST_STOPS} texts, none empty.", param="stop"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,10 @@ from torch import Tensor
 
 from chiasm.errors import InvalidRequest
 from chiasm.models.chat import ChatTokenizer
+
+if TYPE_CHECKING:
+    from chiasm.generation.request import Request
+    from chiasm.models.generator import GeneratorCheckpoint
 
 _LARGEST_SCHEMA = 64 * 1024  # characters
 
@@ -27,6 +31,17 @@ class Grammars:
         self._vocabulary = vocabulary
         self._lock = threading.Lock()
         self._made: LLTokenizer | None = None
+
+    @classmethod
+    def of(cls, checkpoint: GeneratorCheckpoint) -> Grammars:
+        """For a checkpoint; some networks have tokens of their own behind the language model's."""
+        vocabulary = max(checkpoint.config.vocab_size, checkpoint.tokenizer.vocabulary)
+        return cls(checkpoint.tokenizer, vocabulary)
+
+    def constraints(self, request: Request) -> list[Constraint | None]:
+        """One for each of a request's answers; None where it asks for free text."""
+        schema = request.schema
+        return [None if schema is None else self.constraint(schema) for _ in range(request.choices)]
 
     def constraint(self, schema: Mapping[str, Any]) -> Constraint:
         """One answer's constraint. Raises InvalidRequest for a schema that cannot be followed."""

@@ -1,4 +1,4 @@
-"""The engine behind the `Generator` protocol: a thread that answers one request after the other."""
+"""The engine behind the `Generator` protocol: a thread, and questions that come to it."""
 
 from __future__ import annotations
 
@@ -6,42 +6,43 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Iterator
+from typing import TYPE_CHECKING, Any
 
-from chiasm.errors import Cancelled, NotReady
+from chiasm.errors import NotReady
 from chiasm.generation.request import Event, Request
 
 if TYPE_CHECKING:
-    from chiasm.generation.engine.runner import Runner
+    from chiasm.generation.engine.engine import Engine
+    from chiasm.generation.engine.one_at_a_time import OneAtATime
+    from chiasm.generation.engine.question import Question, Said
     from chiasm.models.catalog import Progress
     from chiasm.models.generator import GeneratorCheckpoint
     from chiasm.settings import Settings
 
-Said = Event | BaseException | None
-"""What a worker says of a job: an event, the error it ended with, or None at its end."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    request: Request
-    say: Callable[[Said], None]
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    arrived: float = field(default_factory=time.perf_counter)
-
 
 class NativeGenerator:
-    """A checkpoint of `chiasm.models`, run here. Safe to use from several threads and tasks."""
+    """A checkpoint of `chiasm.models`, run here. Safe to use from several threads and tasks.
 
-    def __init__(self, checkpoint: GeneratorCheckpoint, *, name: str | None = None) -> None:
+    running: questions that are worked on at once.
+    """
+
+    def __init__(
+        self, checkpoint: GeneratorCheckpoint, *, name: str | None = None, **options: Any
+    ) -> None:
+        """options: of `Engine`, where it can serve the checkpoint."""
         # Here, not above: the server names this class before it has loaded anything.
-        from chiasm.generation.engine.runner import Runner
+        from chiasm.generation.engine.engine import Engine, can_batch
+        from chiasm.generation.engine.one_at_a_time import OneAtATime
 
         self.checkpoint = checkpoint
         self.name = name or checkpoint.name
-        self._runner: Runner = Runner(checkpoint)
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        batched = can_batch(checkpoint)
+        self._engine: Engine | OneAtATime = (
+            Engine(checkpoint, **options) if batched else OneAtATime(checkpoint)
+        )
+        self.running = self._engine.running
+        self._inbox: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._worker = threading.Thread(target=self._work, name="generation", daemon=True)
         self._worker.start()
@@ -63,6 +64,7 @@ class NativeGenerator:
 
     async def stream(self, request: Request) -> AsyncGenerator[Event]:
         """As `Generator.stream`. Closing the iterator stops the work before the next token."""
+        arrived = time.perf_counter()
         loop = asyncio.get_running_loop()
         said: asyncio.Queue[Said] = asyncio.Queue()
 
@@ -70,65 +72,69 @@ class NativeGenerator:
             try:
                 loop.call_soon_threadsafe(said.put_nowait, event)
             except RuntimeError:  # the loop has ended, and with it whoever listened
-                job.cancelled.set()
+                question.cancelled.set()
 
-        job = _Job(request, say)
-        self._submit(job)
+        self._check_open()
+        question = await asyncio.to_thread(self._engine.read, request, arrived=arrived, say=say)
+        self._inbox.put(question)
         try:
             while (event := await said.get()) is not None:
                 if isinstance(event, BaseException):
                     raise event
                 yield event
         finally:
-            job.cancelled.set()
+            question.cancelled.set()
 
     def run(self, request: Request) -> Iterator[Event]:
         """The same without an event loop; blocks between events."""
         said: queue.SimpleQueue[Said] = queue.SimpleQueue()
-        job = _Job(request, said.put)
-        self._submit(job)
+        self._check_open()
+        question = self._engine.read(request, arrived=time.perf_counter(), say=said.put)
+        self._inbox.put(question)
         try:
             while (event := said.get()) is not None:
                 if isinstance(event, BaseException):
                     raise event
                 yield event
         finally:
-            job.cancelled.set()
+            question.cancelled.set()
+
+    def warm_up(self) -> None:
+        """Do once what would make the first question wait; before any is asked. Blocks."""
+        self._engine.warm_up()
 
     def close(self) -> None:
         """Give up what is under way and refuse what comes. Blocks until the thread has ended."""
         self._closed.set()
-        self._jobs.put(None)
+        self._inbox.put(None)
         self._worker.join()
 
-    def _submit(self, job: _Job) -> None:
+    def _check_open(self) -> None:
         if self._closed.is_set():
             raise NotReady("The generator is stopping.")
-        self._jobs.put(job)
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            self._answer(job)
-        while True:  # those who came too late
+        while not self._closed.is_set():
+            self._take_in()
+            if not self._closed.is_set() and not self._engine.idle:
+                try:
+                    self._engine.step()
+                except Exception as error:  # ours: whoever asked hears of it, others may ask
+                    self._engine.give_up(error)
+        self._take_in()
+        self._engine.close()
+
+    def _take_in(self) -> None:
+        """Hand over the questions that have come; wait for one where there is nothing to do."""
+        wait = self._engine.idle and not self._closed.is_set()
+        while True:
             try:
-                job = self._jobs.get_nowait()
+                question = self._inbox.get(block=wait)
             except queue.Empty:
                 return
-            if job is not None:
-                job.say(NotReady("The generator is stopping."))
-
-    def _answer(self, job: _Job) -> None:
-        events = self._runner.run(job.request, cancelled=job.cancelled, arrived=job.arrived)
-        try:
-            for event in events:
-                job.say(event)
-                if self._closed.is_set():
-                    job.cancelled.set()
-            job.say(None)
-        except Cancelled:
-            job.say(NotReady("The generator is stopping.") if self._closed.is_set() else None)
-        except BaseException as error:  # whoever asked hears of it; the thread goes on
-            job.say(error)
+            wait = False
+            if question is not None:
+                self._engine.add(question)
 
 
 def load_native_generator(
@@ -148,4 +154,11 @@ def load_native_generator(
     device = choose_device(settings.device)
     if device.type != "cpu":
         checkpoint.model.to(device)  # type: ignore[union-attr]
-    return NativeGenerator(checkpoint, name=settings.generator)
+    wanted = settings.engine
+    return NativeGenerator(
+        checkpoint,
+        name=settings.generator,
+        precision=wanted.precision,
+        pool_bytes=wanted.cache_bytes,
+        running=wanted.running,
+    )

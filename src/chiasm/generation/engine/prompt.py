@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from chiasm.errors import InvalidRequest, UnsupportedCheckpoint
+from chiasm.errors import ContextExceeded, InvalidRequest, UnsupportedCheckpoint
 from chiasm.generation.messages import ImagePart, Message, check_conversation, images_of
 from chiasm.models.vision_language import joined
 
 if TYPE_CHECKING:
+    from chiasm.generation.request import Request
     from chiasm.media import Image
     from chiasm.models.chat import ChatTokenizer
     from chiasm.models.generator import GeneratorCheckpoint
@@ -52,6 +53,31 @@ class Prompt:
             for place, position in enumerate(picture.at):
                 units[position] = (picture.image.digest, place)
         return units
+
+
+DEFAULT_MAX_TOKENS = 1024
+
+
+def prompt_of(
+    request: Request, checkpoint: GeneratorCheckpoint, *, context: int | None = None
+) -> tuple[Prompt, int]:
+    """A request's prompt, and how many tokens each of its answers may have.
+
+    context: tokens that both may have together, the checkpoint's own if None.
+    Raises what `build_prompt` raises, and ContextExceeded when it is too long.
+    """
+    prompt = build_prompt(request.messages, checkpoint)
+    context = checkpoint.context if context is None else min(context, checkpoint.context)
+    room = context - len(prompt.ids)
+    if room < 1:
+        pictures = f", {prompt.image_tokens:,} of them for {len(prompt.pictures)} pictures"
+        raise ContextExceeded(
+            f"The prompt has {len(prompt.ids):,} tokens{pictures if prompt.pictures else ''}; "
+            f"{checkpoint.name} reads {context:,} with its answer.",
+            hint="Send fewer or smaller pictures, or a shorter text.",
+            param="messages",
+        )
+    return prompt, min(request.max_tokens or DEFAULT_MAX_TOKENS, room)
 
 
 def build_prompt(messages: Sequence[Message], checkpoint: GeneratorCheckpoint) -> Prompt:

@@ -26,7 +26,8 @@ class Sampler:
         """Float [vocabulary] → a token. Minus infinity marks what may not be chosen."""
         sampling = self._sampling
         if sampling.temperature == 0:
-            return int(logits.argmax())
+            # numpy's, on the CPU: torch would wake threads for it, which keep a core busy after.
+            return int(logits.argmax() if logits.device.type != "cpu" else logits.numpy().argmax())
         logits = logits.float().cpu() / sampling.temperature
         if sampling.top_k and sampling.top_k < len(logits):
             logits, tokens = logits.topk(sampling.top_k)

@@ -1,0 +1,329 @@
+"""Many questions at once: continuous batching over a paged cache.
+
+Each step encodes a picture, if one is wanted, and runs one pass of the language model over whatever
+is ready: a token of every answer and pieces of the prompts behind them (Yu et al., Orca, OSDI 2022;
+Agrawal et al., arXiv:2308.16369). A question joins when it comes and leaves when it is answered.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+
+from chiasm.errors import ChiasmError, NotReady
+from chiasm.generation.engine.answer import Answer
+from chiasm.generation.engine.blocks import Blocks, first_key, next_key
+from chiasm.generation.engine.constraint import Grammars
+from chiasm.generation.engine.kernels.arithmetic import BLOCK_TOKENS
+from chiasm.generation.engine.kernels.network import Precision, can_run
+from chiasm.generation.engine.kernels.passes import MOST_ROWS, Passes, Piece
+from chiasm.generation.engine.prefix import FeatureCache
+from chiasm.generation.engine.question import Question, Said, read_question
+from chiasm.generation.engine.scheduler import Text, next_to_encode, share_out
+from chiasm.generation.request import Completed, Request
+from chiasm.models.decoder import Decoder
+from chiasm.models.flops import decoder_flops
+from chiasm.models.generator import GeneratorCheckpoint
+from chiasm.models.vision_language import PicturesInText
+
+Say = Callable[[Said], None]
+
+log = logging.getLogger("chiasm.generation")
+
+
+def can_batch(checkpoint: GeneratorCheckpoint) -> bool:
+    """Whether `Engine` can serve it: on a CPU, pictures among the tokens, a decoder it knows."""
+    return isinstance(checkpoint.model, Decoder | PicturesInText) and can_run(checkpoint.decoder)
+
+
+class Engine:
+    """Answers questions; `read` may be called by anyone, all else by one thread."""
+
+    def __init__(
+        self,
+        checkpoint: GeneratorCheckpoint,
+        *,
+        precision: Precision = "float32",
+        pool_bytes: int = 512 * 1024 * 1024,
+        feature_bytes: int = 64 * 1024 * 1024,
+        running: int = 16,
+    ) -> None:
+        """pool_bytes: for keys and values of what is being read, and of what may be asked again.
+        feature_bytes: for features of pictures that may be asked about again.
+        running: texts that are worked on at once; others wait.
+        """
+        self.checkpoint = checkpoint
+        self.running = running
+        self._model = checkpoint.model
+        self._grammars = Grammars.of(checkpoint)
+        self._passes = Passes(
+            checkpoint.decoder, precision=precision, pool_bytes=pool_bytes, texts=running
+        )
+        self.blocks = Blocks(self._passes.blocks)
+        self.context = self._passes.context
+        self._features = FeatureCache(feature_bytes)
+        self._waiting: list[Text] = []
+        self._running: list[Text] = []
+        self._arrivals = 0
+
+    # Questions in -------------------------------------------------------------------------------
+
+    def read(self, request: Request, *, arrived: float, say: Say) -> Question:
+        """As `read_question`, for this engine."""
+        return read_question(
+            request,
+            self.checkpoint,
+            self._grammars,
+            arrived=arrived,
+            say=say,
+            context=self.context,
+        )
+
+    def add(self, question: Question) -> None:
+        """Queue a question; it hears of its answer through `say`."""
+        self._arrivals += 1
+        answers = [
+            Answer(
+                question.request, choice, self.checkpoint.tokenizer, constraint, question.longest,
+                question.ledger,
+            )
+            for choice, constraint in enumerate(question.constraints)
+        ]  # fmt: skip
+        units, ids = list(question.units), list(question.ids)
+        self._waiting.append(Text(question, self._arrivals, units, ids, answers))
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._waiting and not self._running
+
+    def warm_up(self) -> None:
+        """Do once what would make the first question wait."""
+        self._passes.warm_up()
+
+    def close(self) -> None:
+        """Give up all questions and end the threads."""
+        self.give_up(NotReady("The generator is stopping."))
+        self._passes.close()
+
+    def give_up(self, error: BaseException) -> None:
+        """End all questions with an error."""
+        for question in self._questions():
+            self._end(question, error)
+
+    def _questions(self) -> set[Question]:
+        return {text.question for text in (*self._waiting, *self._running)}
+
+    # A step -------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Let go of what is not wanted, take in what waits, encode one picture, run one pass."""
+        for question in self._questions():
+            if question.cancelled.is_set():
+                self._end(question, None)
+            elif question.late:
+                self._end(question, question.too_late())
+        self._take_in()
+        self._encode()
+        self._read(share_out(
+            self._running, rows=MOST_ROWS, beside=self._passes.rows_beside_decoding
+        ))  # fmt: skip
+
+    def _take_in(self) -> None:
+        """Begin with the texts that have waited, as long as there is memory for their prompts."""
+        self._waiting.sort(key=lambda text: text.order)
+        while self._waiting and len(self._running) < self.running:
+            text = self._waiting[0]
+            needed = -(-len(text.ids) // BLOCK_TOKENS)
+            if self._running and needed > self.blocks.available:
+                return
+            del self._waiting[0]
+            self._running.append(text)
+            self._recall(text)
+            ledger = text.question.ledger
+            if "queue" not in ledger.seconds:
+                ledger.cached = text.computed
+                waited = time.perf_counter() - ledger.arrived - ledger.seconds["prepare"]
+                ledger.add("queue", max(waited, 0.0))
+
+    def _recall(self, text: Text) -> None:
+        """Share the blocks that hold its beginning, one token short of all of it at most."""
+        key = first_key(text.question.request.tenant)
+        for end in range(BLOCK_TOKENS, len(text.units), BLOCK_TOKENS):
+            key = next_key(key, text.units[end - BLOCK_TOKENS : end])
+            block = self.blocks.find(key)
+            if block is None:
+                return
+            self.blocks.share(block)
+            text.blocks.append(block)
+            text.keys.append(key)
+            text.computed = end
+
+    # Pictures -----------------------------------------------------------------------------------
+
+    def _encode(self) -> None:
+        """Encode one picture, for all who wait for it."""
+        while (text := next_to_encode(self._running)) is not None:
+            missing = text.missing
+            assert missing is not None
+            number, picture = missing
+            tenant = text.question.request.tenant
+            known = self._features.get(tenant, picture.digest)
+            if known is not None:
+                text.features[number] = known
+                continue
+            assert isinstance(self._model, PicturesInText)
+            ledger = text.question.ledger
+            try:
+                with ledger.stage("encode"):
+                    features = self._model.encode_image(picture.inputs)
+                    ledger.vision_flops += self._model.vision_flops(picture.inputs)
+            except Exception as error:
+                self._end(text.question, error)
+                continue
+            self._features.put(tenant, picture.digest, features)
+            text.features[number] = features
+            return
+
+    # Rows ---------------------------------------------------------------------------------------
+
+    def _read(self, shares: dict[Text, int]) -> None:
+        """One pass over so many tokens of each text, and what follows from it."""
+        for text in sorted(shares, key=lambda text: text.order):
+            if text in self._running:  # it may have been put aside for one before it
+                self._make_room(text, text.computed + shares[text])
+        texts = [text for text in shares if text in self._running]
+        if not texts:
+            return
+        pieces = [self._piece(text, shares[text]) for text in texts]
+        begun = time.perf_counter()
+        logits = self._passes.run(pieces)
+        took = time.perf_counter() - begun
+        for text, piece, scores in zip(texts, pieces, logits, strict=True):
+            if text not in self._running:  # its question has ended with another of its answers
+                continue
+            self._account(text, len(piece.embeddings), took)
+            text.computed += len(piece.embeddings)
+            self._learn(text)
+            if scores is not None:
+                try:
+                    self._go_on(text, scores)
+                except Exception as error:
+                    self._end(text.question, error)
+
+    def _make_room(self, text: Text, end: int) -> None:
+        """Blocks for the first `end` tokens; whoever comes last gives way, maybe `text` itself."""
+        while len(text.blocks) * BLOCK_TOKENS < end:
+            if self.blocks.available:
+                text.blocks.append(self.blocks.take())
+                continue
+            last = max(self._running, key=lambda other: other.order)
+            self._put_aside(last)
+            if last is text:
+                return
+
+    def _put_aside(self, text: Text) -> None:
+        """Give its memory to others; it will be read again, from what is still known."""
+        self._running.remove(text)
+        self.blocks.release(text.blocks)
+        text.blocks, text.keys, text.computed, text.features = [], [], 0, {}
+        self._waiting.append(text)
+
+    def _piece(self, text: Text, count: int) -> Piece:
+        start, end = text.computed, text.computed + count
+        embeddings = self.checkpoint.decoder.embed(torch.tensor(text.ids[start:end]))
+        for number, features in text.features.items():
+            at = text.question.pictures[number].at
+            here = [place for place, position in enumerate(at) if start <= position < end]
+            if here:
+                rows = torch.tensor([at[place] - start for place in here])
+                embeddings[rows] = features[here[0] : here[-1] + 1].to(embeddings.dtype)
+        wanted = end == len(text.ids)
+        return Piece(embeddings, start, text.blocks, wanted)
+
+    def _learn(self, text: Text) -> None:
+        """Name the blocks that have become full; let go of pictures that have been read."""
+        while (len(text.keys) + 1) * BLOCK_TOKENS <= text.computed:
+            number = len(text.keys)
+            before = text.keys[-1] if text.keys else first_key(text.question.request.tenant)
+            units = text.units[number * BLOCK_TOKENS : (number + 1) * BLOCK_TOKENS]
+            text.keys.append(next_key(before, units))
+            self.blocks.learn(text.blocks[number], text.keys[-1])
+        for number in list(text.features):
+            if text.question.pictures[number].at[-1] < text.computed:
+                del text.features[number]
+
+    def _account(self, text: Text, tokens: int, seconds: float) -> None:
+        ledger = text.question.ledger
+        ledger.add("decode" if ledger.answer_tokens else "prefill", seconds)
+        logits = 1 if text.left == tokens else 0
+        ledger.language_flops += decoder_flops(
+            self.checkpoint.config, tokens, before=text.computed, logits=logits
+        )
+
+    # Answers ------------------------------------------------------------------------------------
+
+    def _go_on(self, text: Text, logits: torch.Tensor) -> None:
+        """Choose the next token of the answers that start here."""
+        question = text.question
+        answers, text.answers = text.answers, text.answers[:1]
+        for number, answer in enumerate(answers):
+            for event in answer.push(logits):
+                question.say(event)
+            if answer.token is None:
+                question.open_answers -= 1
+            elif number:
+                self._fork(text, answer)
+        first = answers[0]
+        if first.token is not None:
+            text.ids.append(first.token)
+            text.units.append(first.token)
+        else:
+            self._leave(text)
+        if not question.open_answers:
+            question.say(Completed(question.ledger.usage()))
+            self._end(question, None)
+
+    def _fork(self, text: Text, answer: Answer) -> None:
+        """Another answer to the same prompt, in the same memory as far as that is full."""
+        assert answer.token is not None
+        # The first answer's token may have been added already; the prompt is what has been read.
+        ids, units = text.ids[: text.computed], text.units[: text.computed]
+        other = Text(
+            text.question, text.arrival, [*units, answer.token], [*ids, answer.token], [answer]
+        )
+        if len(self._running) >= self.running or not self.blocks.available:
+            self._waiting.append(other)
+            return
+        full = len(text.keys)
+        for block in text.blocks[:full]:
+            self.blocks.share(block)
+            other.blocks.append(block)
+        other.keys = list(text.keys)
+        if full * BLOCK_TOKENS < text.computed:
+            other.blocks.append(self.blocks.take())
+            self._passes.copy_block(text.blocks[full], other.blocks[full])
+        other.computed = text.computed
+        self._running.append(other)
+
+    def _leave(self, text: Text) -> None:
+        if text in self._running:
+            self._running.remove(text)
+        else:
+            self._waiting.remove(text)
+        self.blocks.release(text.blocks)
+        text.blocks = []
+
+    def _end(self, question: Question, error: BaseException | None) -> None:
+        """Let go of a question and all its texts, and say so."""
+        for text in [
+            text for text in (*self._running, *self._waiting) if text.question is question
+        ]:
+            self._leave(text)
+        if error is not None and not isinstance(error, ChiasmError):
+            log.error("a question ended with %s", type(error).__name__, exc_info=error)
+        question.say(error)

@@ -1,0 +1,121 @@
+"""Passes of a decoder over the rows of many texts, with their keys and values in one pool."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chiasm.generation.engine.kernels.arithmetic import BLOCK_TOKENS
+from chiasm.generation.engine.kernels.crew import Crew, empty_pool
+from chiasm.generation.engine.kernels.network import Precision, packed
+from chiasm.generation.engine.kernels.step import Rows
+from chiasm.models.decoder import Decoder
+
+MOST_ROWS = 256
+"""Rows of one pass: more would gain nothing, and hold up others."""
+_STRETCH = 2.5
+"""How much longer than a pass of one row a pass may take while somebody waits for each token."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive tokens of one text. blocks: of the whole text up to their end.
+
+    embeddings: float32 [tokens, width]. wanted: whether the logits after the last are.
+    """
+
+    embeddings: Tensor
+    start: int
+    blocks: Sequence[int]
+    wanted: bool
+
+
+class Passes:
+    """Not safe to use from several threads at once."""
+
+    def __init__(
+        self, decoder: Decoder, *, precision: Precision, pool_bytes: int, texts: int
+    ) -> None:
+        """pool_bytes: for keys and values. texts: whose logits may be wanted in one pass."""
+        config = decoder.config
+        self._network = packed(decoder, precision)
+        self._vocabulary = config.vocab_size
+        self.block_bytes = (
+            2 * 4 * BLOCK_TOKENS * config.num_hidden_layers
+            * config.num_key_value_heads * config.head_dim
+        )  # fmt: skip
+        # A text that is read alone must find room, and more than a context's worth is for others.
+        whole = -(-config.max_position_embeddings // BLOCK_TOKENS)
+        self.blocks = max(pool_bytes // self.block_bytes, 4)
+        self.context = min(config.max_position_embeddings, self.blocks * BLOCK_TOKENS)
+        self._table = min(whole, self.blocks)
+        self._pool = empty_pool(self._network, self.blocks)
+        # A little more than whole pages, else rows of it would compete for the same cache lines.
+        width = self._network.head.weights.shape[1] * self._network.head.weights.shape[3]
+        self._logits = np.zeros((texts, width + 16), np.float32)
+        self._crew = Crew(
+            torch.get_num_threads(), self._network, rows=MOST_ROWS, context=self.context
+        )
+        self.rows_beside_decoding = 16
+
+    def run(self, pieces: Sequence[Piece]) -> list[Tensor | None]:
+        """Read them all: logits [vocabulary] where they are wanted, to be used before the next run.
+
+        At most MOST_ROWS rows in all, and one piece of each text.
+        """
+        lengths = [len(piece.embeddings) for piece in pieces]
+        ends = np.cumsum(lengths)
+        blocks = np.zeros((len(pieces), self._table), np.int32)
+        positions = np.empty(int(ends[-1]), np.int32)
+        for number, piece in enumerate(pieces):
+            blocks[number, : len(piece.blocks)] = piece.blocks
+            first = int(ends[number]) - lengths[number]
+            positions[first : ends[number]] = range(piece.start, piece.start + lengths[number])
+        wanted = [int(end) - 1 for end, piece in zip(ends, pieces, strict=True) if piece.wanted]
+        logits = self._logits[: len(wanted)]
+        rows = Rows(
+            x=torch.cat([piece.embeddings for piece in pieces]).numpy(),
+            positions=positions,
+            text=np.repeat(np.arange(len(pieces), dtype=np.int32), lengths),
+            blocks=blocks,
+            wanted=np.array(wanted, np.int32),
+            logits=logits,
+        )
+        self._crew.run(self._pool, rows)
+        made = iter(torch.from_numpy(logits[:, : self._vocabulary]))
+        return [next(made) if piece.wanted else None for piece in pieces]
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Keys and values of one block into another."""
+        self._pool.keys[:, target] = self._pool.keys[:, source]
+        self._pool.values[:, target] = self._pool.values[:, source]
+
+    def warm_up(self) -> None:
+        """Compile, touch all weights, and see how many rows may join those that decode.
+
+        Takes some ten seconds when the kernels are compiled for the first time on a machine.
+        """
+        width = self._network.norm1.shape[1]
+
+        def seconds(rows: int) -> float:
+            block = list(range(-(-rows // BLOCK_TOKENS)))
+            piece = Piece(torch.zeros(rows, width), 0, block, wanted=True)
+            begun = time.perf_counter()
+            self.run([piece])
+            return time.perf_counter() - begun
+
+        most = min(64, self.context)
+        for rows in (1, most):
+            seconds(rows)
+        one, many = (min(seconds(rows) for _ in range(3)) for rows in (1, most))
+        each = max((many - one) / max(most - 1, 1), 1e-9)
+        self.rows_beside_decoding = int(min(max(8, (_STRETCH - 1) * one / each), MOST_ROWS))
+
+    def close(self) -> None:
+        """End the threads."""
+        self._crew.close()

@@ -1,0 +1,90 @@
+"""A request as the engine works on it: read, its pictures ready for the network and let go."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from chiasm.errors import TimedOut
+from chiasm.generation.engine.constraint import Constraint, Grammars
+from chiasm.generation.engine.ledger import Ledger
+from chiasm.generation.engine.prompt import Unit, prompt_of
+from chiasm.generation.request import Event, Request
+from chiasm.models.generator import GeneratorCheckpoint
+from chiasm.models.vision_language import ImageInputs
+
+Said = Event | BaseException | None
+"""What an engine says of a question: an event, the error it ended with, or None at its end."""
+
+
+@dataclass(frozen=True)
+class PictureInputs:
+    """One picture of a question. at: positions of its image tokens. inputs: its pixels as the
+    network wants them, often a thousandth of the picture's own.
+    """
+
+    digest: str
+    at: tuple[int, ...]
+    inputs: ImageInputs
+
+
+@dataclass(eq=False)
+class Question:
+    """What is asked, and of what it is made."""
+
+    request: Request
+    ids: list[int]
+    units: list[Unit]
+    pictures: list[PictureInputs]
+    constraints: list[Constraint | None]
+    longest: int
+    ledger: Ledger
+    say: Callable[[Said], None]
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    open_answers: int = 0
+
+    @property
+    def late(self) -> bool:
+        """Whether its deadline has passed."""
+        deadline = self.request.deadline
+        return deadline is not None and time.perf_counter() > self.ledger.arrived + deadline
+
+    def too_late(self) -> TimedOut:
+        """The error to end it with then."""
+        seconds = self.request.deadline or 0.0
+        return TimedOut(f"The answer was not there within {seconds:g} seconds.")
+
+
+def read_question(
+    request: Request,
+    checkpoint: GeneratorCheckpoint,
+    grammars: Grammars,
+    *,
+    arrived: float,
+    say: Callable[[Said], None],
+    context: int,
+) -> Question:
+    """Read a request. context: tokens that prompt and answer may have together.
+
+    Takes milliseconds, and more with large pictures; may run beside others.
+    Raises what `prompt_of` and `Grammars.constraint` raise.
+    """
+    ledger = Ledger(arrived)
+    with ledger.stage("prepare"):
+        prompt, longest = prompt_of(request, checkpoint, context=context)
+        ledger.read(prompt)
+        reader = checkpoint.images
+        pictures = [
+            PictureInputs(picture.image.digest, picture.at, reader.prepare(picture.image))
+            for picture in prompt.pictures
+            if reader is not None
+        ]
+        constraints = grammars.constraints(request)
+    # Of the request nothing that holds pictures is kept.
+    lean = replace(request, messages=())
+    return Question(
+        lean, list(prompt.ids), prompt.units(), pictures, constraints, longest, ledger, say,
+        open_answers=request.choices,
+    )  # fmt: skip
