@@ -32,12 +32,14 @@ class ServerSettings:
 
     allowed_hosts: names, separated by commas, that the Host header may hold. On a loopback
         address they come on top of the loopback names; on any other, none means any.
+    max_waiting: questions that may wait for the generator; the next are refused with 429.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     max_request_bytes: int = 256 * 1024 * 1024
     allowed_hosts: str = ""
+    max_waiting: int = 128
 
 
 @dataclass(frozen=True, slots=True)

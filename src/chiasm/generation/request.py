@@ -162,7 +162,7 @@ class Generator(Protocol):
     """A model that answers, here or elsewhere. Safe to use from several threads and tasks.
 
     digest: tells it from others, as 64 hexadecimal digits. context: tokens that prompt and answer
-    may have together. sees: it reads pictures.
+    may have together. sees: it reads pictures. places: questions that are worth asking at once.
     """
 
     @property
@@ -176,6 +176,9 @@ class Generator(Protocol):
 
     @property
     def sees(self) -> bool: ...
+
+    @property
+    def places(self) -> int: ...
 
     def stream(self, request: Request) -> AsyncGenerator[Event]:
         """Answer; the last event is `Completed`. Closing the iterator stops the work.

@@ -99,6 +99,22 @@ class ChatRequest(Request):
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, description="Taken as OpenAI has it, and not used.")
     metadata: dict[str, str] | None = Field(default=None, description="Taken, and not used.")
+    priority: int | None = Field(
+        default=None,
+        ge=-1_000_000,
+        le=1_000_000,
+        description="0 by default; under load, smaller numbers are served first.",
+    )
+    deadline: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds after which the answer is of no use: the request then ends with 504.",
+    )
+    cache_salt: str | None = Field(
+        default=None,
+        max_length=256,
+        description="Prompts and pictures are remembered for requests with the same salt alone.",
+    )
     frequency_penalty: float | None = Field(default=None, description="0, or left out.")
     presence_penalty: float | None = Field(default=None, description="0, or left out.")
 

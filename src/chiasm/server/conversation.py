@@ -9,7 +9,7 @@ from chiasm.errors import InvalidRequest
 from chiasm.generation import ImagePart, Message, Request, Sampling, TextPart
 from chiasm.generation import Part as MessagePart
 from chiasm.server.parts import Part, read_part, read_text, refuse
-from chiasm.server.pictures import Encoded
+from chiasm.server.pictures import Encoded, on_disk
 
 if TYPE_CHECKING:
     from chiasm.media import Image
@@ -66,6 +66,17 @@ def _message(value: Any, place: str, limits: Limits) -> Read:
     return cast("Any", _ROLES[role]), parts
 
 
+def move_to_disk(messages: list[Read]) -> None:
+    """Let the pictures wait on the disk instead of in memory. Blocks.
+
+    Raises ImageError for one that cannot be read.
+    """
+    pictures = [part for _, parts in messages for part in parts if isinstance(part, Encoded)]
+    moved = iter(on_disk(pictures))
+    for _, parts in messages:
+        parts[:] = [next(moved) if isinstance(part, Encoded) else part for part in parts]
+
+
 async def open_messages(messages: list[Read], opener: PictureOpener) -> tuple[Message, ...]:
     """The messages with their pictures decoded in full: image tokens can depend on the size.
 
@@ -89,8 +100,8 @@ async def open_messages(messages: list[Read], opener: PictureOpener) -> tuple[Me
     return tuple(Message(role, tuple(map(part_of, parts))) for role, parts in messages)
 
 
-def as_request(body: ChatRequest, messages: tuple[Message, ...]) -> Request:
-    """The body's other fields. Raises InvalidRequest for what cannot be done as asked."""
+def as_request(body: ChatRequest) -> Request:
+    """All of the body but its messages. Raises InvalidRequest for what cannot be done as asked."""
     for name in ("frequency_penalty", "presence_penalty"):
         if getattr(body, name):
             raise InvalidRequest(f"`{name}` is not supported.", hint="Leave it out.", param=name)
@@ -103,7 +114,7 @@ def as_request(body: ChatRequest, messages: tuple[Message, ...]) -> Request:
         )
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     return Request(
-        messages=messages,
+        messages=(),
         max_tokens=limits[0] if limits else None,
         sampling=Sampling(
             temperature=0.0 if body.temperature is None else body.temperature,
@@ -115,6 +126,9 @@ def as_request(body: ChatRequest, messages: tuple[Message, ...]) -> Request:
         choices=1 if body.n is None else body.n,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         schema=_schema(body),
+        priority=body.priority or 0,
+        deadline=body.deadline,
+        tenant=body.cache_salt or "",
     )
 
 

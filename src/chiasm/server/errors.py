@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from chiasm.errors import ChiasmError, NotReady, StoreError
+from chiasm.errors import ChiasmError, NotReady, Overloaded, StoreError, TimedOut
 
 log = logging.getLogger("chiasm.server")
 
@@ -76,9 +76,12 @@ async def _chiasm_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, StoreError):
         # Its words are for who runs the server: they name folders.
         body = error_body(f"{STORE} {INTERNAL_HINT}", kind=error.kind, code=error.code)
-    if error.http_status >= 500 and not isinstance(error, NotReady):
+    if error.http_status >= 500 and not isinstance(error, NotReady | TimedOut):
         log.error("%s: %s", request.state.request_id, error)
-    headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if error.http_status == 503 else None
+    seconds = RETRY_AFTER_SECONDS if error.http_status == 503 else None
+    if isinstance(error, Overloaded):
+        seconds = error.retry_after
+    headers = None if seconds is None else {"retry-after": str(seconds)}
     return JSONResponse(body, error.http_status, headers=headers)
 
 

@@ -47,12 +47,13 @@ def run(
         import uvicorn
 
         from chiasm.server.app import create_app
+        from chiasm.server.draining import DrainingServer
 
         app = create_app(settings, embedder=embedder, sample=sample)
 
     url = _url(settings.server.host, listener.getsockname()[1])
     (announce or _log_address)(url)
-    server = uvicorn.Server(
+    server = DrainingServer(
         uvicorn.Config(
             app,
             log_config=None,
@@ -62,7 +63,8 @@ def run(
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=DRAIN_SECONDS,
             ws="none",
-        )
+        ),
+        drain=lambda: app.state.runtime.drain(),
     )
     with listener, _asked_to_stop_is_no_failure():
         server.run(sockets=[listener])

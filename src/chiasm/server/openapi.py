@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from chiasm.server.chat_schemas import ChatRequest
 from chiasm.server.schemas import ErrorResponse, ImagePart, ImageUrl, NewItems, TextPart
 
 _REFUSALS = {
@@ -16,9 +17,11 @@ _REFUSALS = {
     405: "The path does not answer to that method.",
     409: "It is in conflict with what is there.",
     413: "The body or a picture is larger than its limit.",
+    429: "Too many questions wait already; `retry-after` says when to ask again.",
     415: "The body's type is not one that is read here.",
     500: "The server met an error that it does not know.",
     503: "The server is still starting, or is stopping.",
+    504: "The request's own deadline has passed.",
 }
 EVERYWHERE = (400, 403, 500, 503)
 
@@ -38,6 +41,12 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+def body_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The `openapi_extra` of a route that reads its JSON body by itself; see `describe`."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
 def describe(app: FastAPI) -> None:
     """Make `app.openapi()` the document that says what the server does.
 
@@ -51,7 +60,7 @@ def describe(app: FastAPI) -> None:
         schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        for model in (TextPart, ImagePart, ImageUrl, NewItems):
+        for model in (TextPart, ImagePart, ImageUrl, NewItems, ChatRequest):
             schemas.update(_schemas_of(model))
         for operations in document["paths"].values():
             for operation in operations.values():

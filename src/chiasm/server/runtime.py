@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -28,6 +28,7 @@ from chiasm.errors import (
     UnknownModel,
     WeightsError,
 )
+from chiasm.server.admission import Admission
 from chiasm.server.batching import BatchingEmbedder
 from chiasm.server.errors import INTERNAL, log_unexpected
 from chiasm.server.pictures import PictureOpener
@@ -113,7 +114,9 @@ class Runtime:
         self._generator = generator
         self._generator_failure: ChiasmError | None = None
         self._generator_progress = LoadingProgress("loading the generator")
+        self._admission: Admission | None = None
         self._stop = threading.Event()
+        self._draining = False
         self._short = anyio.CapacityLimiter(_THREADS)
         self._long = anyio.CapacityLimiter(_THREADS)
         self._loader = threading.Thread(target=self._load, name="loading", daemon=True)
@@ -138,10 +141,35 @@ class Runtime:
         if self._planes is not None:
             self._planes.library.close()
 
+    def drain(self) -> None:
+        """Refuse what comes, and go on with what is under way."""
+        self._draining = True
+
     @property
     def stopping(self) -> bool:
         """Whether the server has been told to stop."""
-        return self._stop.is_set()
+        return self._draining or self._stop.is_set()
+
+    def admission(self, generator: Generator) -> Admission:
+        """Who may ask the generator now."""
+        if self._admission is None:
+            self._admission = Admission(generator.places, self.settings.server.max_waiting)
+        return self._admission
+
+    @property
+    def queue(self) -> tuple[int, int]:
+        """Questions that are being answered, and that wait."""
+        admission = self._admission
+        return (0, 0) if admission is None else (admission.taken, admission.waiting)
+
+    @property
+    def generator_state(self) -> Literal["ready", "starting", "failed", "off"]:
+        """How the generator is; "off" where the settings name none."""
+        if self._generator is not None:
+            return "ready"
+        if not self.settings.generator:
+            return "off"
+        return "failed" if self._generator_failure is not None else "starting"
 
     @property
     def failure(self) -> ChiasmError | None:
@@ -156,7 +184,7 @@ class Runtime:
         self, part: Part | None, failure: ChiasmError | None, progress: LoadingProgress
     ) -> Part:
         """`part`, or why it is not there."""
-        if self._stop.is_set():
+        if self.stopping:
             raise NotReady("The server is stopping.")
         if part is not None:
             return part
@@ -259,11 +287,15 @@ class Runtime:
         self._until_it_succeeds(load, fail, "loading")
 
     def _load_generator(self) -> None:
-        from chiasm.generation import load_generator
+        from chiasm.generation import NativeGenerator, load_generator
 
         def load() -> None:
             started = time.perf_counter()
-            self._generator = load_generator(self.settings, progress=self._generator_progress)
+            generator = load_generator(self.settings, progress=self._generator_progress)
+            if isinstance(generator, NativeGenerator):
+                self._generator_progress.doing = "warming up the generator"
+                generator.warm_up()
+            self._generator = generator
             self._generator_failure = None
             seconds = time.perf_counter() - started
             log.info("ready to answer: %s, loaded in %.1f s", self._generator.name, seconds)

@@ -394,6 +394,11 @@ class Ready(BaseModel):
 
     status: Literal["ready"] = "ready"
     model: str
+    generator: Literal["ready", "starting", "failed", "off"] = Field(
+        description="The model that answers questions; searches do not wait for it."
+    )
+    answering: int = Field(description="Questions that are being answered.")
+    waiting: int = Field(description="Questions that wait for their turn.")
 
 
 class Unready(BaseModel):

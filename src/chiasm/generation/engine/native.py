@@ -58,6 +58,11 @@ class NativeGenerator:
         return self.checkpoint.context
 
     @property
+    def places(self) -> int:
+        """Questions that are worth asking at once: two more than are worked on, to be read."""
+        return self.running + 2
+
+    @property
     def sees(self) -> bool:
         """Whether it reads pictures."""
         return self.checkpoint.images is not None
@@ -76,6 +81,7 @@ class NativeGenerator:
 
         self._check_open()
         question = await asyncio.to_thread(self._engine.read, request, arrived=arrived, say=say)
+        del request  # and with it the pictures' pixels
         self._inbox.put(question)
         try:
             while (event := await said.get()) is not None:

@@ -53,8 +53,7 @@ class Question:
 
     def too_late(self) -> TimedOut:
         """The error to end it with then."""
-        seconds = self.request.deadline or 0.0
-        return TimedOut(f"The answer was not there within {seconds:g} seconds.")
+        return TimedOut("The request's deadline has passed before its answer was there.")
 
 
 def read_question(

@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import os
 import ssl
 import time
@@ -36,6 +37,7 @@ from chiasm.errors import (
     GeneratorFailed,
     GeneratorUnreachable,
     InvalidRequest,
+    TimedOut,
     UnsupportedCheckpoint,
 )
 from chiasm.generation.messages import check_conversation, images_of
@@ -54,6 +56,8 @@ _MOST_BROKEN = (
     2  # servers that a request is given to and fail: it may be the request that breaks them
 )
 _LONGEST_MESSAGE = 300
+PLACES = 64
+"""Questions for each server; vLLM takes more at once, but here their pictures wait on the disk."""
 
 T = TypeVar("T")
 
@@ -109,6 +113,11 @@ class VLLMGenerator:
         return facts is None or facts.sees is not False
 
     @property
+    def places(self) -> int:
+        """Questions that are worth asking at once: vLLM has a queue of its own."""
+        return PLACES * max(self.usable_servers, 1)
+
+    @property
     def usable_servers(self) -> int:
         """How many may be asked."""
         return sum(server.usable for server in self._cluster.servers)
@@ -133,8 +142,8 @@ class VLLMGenerator:
         """As `Generator.stream`. Closing the iterator closes the connection.
 
         A server that fails before its first token is replaced by another, later no more: an answer
-        is never begun anew. Raises GeneratorUnreachable, GeneratorFailed, ContextExceeded, and
-        InvalidRequest.
+        is never begun anew. Raises GeneratorUnreachable, GeneratorFailed, TimedOut,
+        ContextExceeded, and InvalidRequest.
         """
         started = time.perf_counter()
         check_conversation(request.messages)
@@ -147,13 +156,14 @@ class VLLMGenerator:
             )
         body = await asyncio.to_thread(_encoded, request, self.name, self.context)
         prepared = time.perf_counter() - started
+        clock = _Clock(started + (math.inf if request.deadline is None else request.deadline))
         broken: list[GeneratorFailed] = []
         for server in self._cluster.order(images[0].digest if images else None):
             begun = False
             reader = AnswerReader(request, started, prepared)
             try:
                 with self._cluster.asking(server):
-                    async with aclosing(self._events(server, body, reader)) as events:
+                    async with aclosing(self._events(server, body, reader, clock)) as events:
                         async for event in events:
                             begun = True
                             yield event
@@ -187,7 +197,7 @@ class VLLMGenerator:
                 runner.run(events.aclose())
 
     async def _events(
-        self, server: Server, body: bytes, reader: AnswerReader
+        self, server: Server, body: bytes, reader: AnswerReader, clock: _Clock
     ) -> AsyncGenerator[Event]:
         """One server's answer. Raises GeneratorUnreachable where it has not begun to work."""
         wait = self._patience
@@ -202,13 +212,15 @@ class VLLMGenerator:
                 headers={**self._headers, "content-type": "application/json"},
             )
             try:
-                response = await _in_time(client.send(asked, stream=True), wait.first_token)
+                response = await clock.wait(client.send(asked, stream=True), wait.first_token)
                 async with aclosing(response):
                     if response.status_code != 200:
-                        await _in_time(response.aread(), wait.between)
+                        await clock.wait(response.aread(), wait.between)
                         raise _refused(response.status_code, _json(response.text), server.url)
                     async for chunk in _chunks(
-                        response, lambda: wait.between if reader.begun else wait.first_token
+                        response,
+                        clock,
+                        lambda: wait.between if reader.begun else wait.first_token,
                     ):
                         if "error" in chunk:
                             raise _refused(_code(chunk), chunk, server.url)
@@ -262,22 +274,32 @@ def _encoded(request: Request, model: str, context: int) -> bytes:
     return json.dumps(chat_body(request, model, context)).encode()
 
 
-async def _in_time(awaited: Awaitable[T], seconds: float) -> T:
-    try:
-        async with asyncio.timeout(seconds):
-            return await awaited
-    except TimeoutError:
-        raise GeneratorFailed(
-            f"The model's server has been silent for {seconds:g} seconds."
-        ) from None
+@dataclass(frozen=True)
+class _Clock:
+    """Waits for a server, but not beyond the end of the request's own time."""
+
+    end: float  # as time.perf_counter has it
+
+    async def wait(self, awaited: Awaitable[T], seconds: float) -> T:
+        """Raises GeneratorFailed after so many seconds, TimedOut at the end."""
+        left = self.end - time.perf_counter()
+        try:
+            async with asyncio.timeout(max(0.0, min(seconds, left))):
+                return await awaited
+        except TimeoutError:
+            if left <= seconds:
+                raise TimedOut("The request's deadline has passed.") from None
+            raise GeneratorFailed(
+                f"The model's server has been silent for {seconds:g} seconds."
+            ) from None
 
 
 async def _chunks(
-    response: httpx.Response, seconds: Callable[[], float]
+    response: httpx.Response, clock: _Clock, seconds: Callable[[], float]
 ) -> AsyncGenerator[dict[str, Any]]:
     """The objects of a stream of server-sent events, until it says that it is done."""
     lines = response.aiter_lines()
-    while (line := await _in_time(_next(lines), seconds())) is not None:
+    while (line := await clock.wait(_next(lines), seconds())) is not None:
         data = line.removeprefix("data:").strip()
         if data == "[DONE]":
             return

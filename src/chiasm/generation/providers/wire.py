@@ -8,6 +8,7 @@ have another answer there than here.
 from __future__ import annotations
 
 import base64
+import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -54,6 +55,12 @@ def chat_body(request: Request, model: str, context: int) -> dict[str, Any]:
         body["stop"] = list(request.stop)
     if request.logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": request.logprobs}
+    if request.priority:
+        body["priority"] = request.priority
+    if request.tenant:
+        # vLLM shares what it has cached among requests of the same salt alone.
+        name = f"chiasm-tenant-1 {request.tenant}".encode()
+        body["cache_salt"] = hashlib.sha256(name).hexdigest()
     if request.schema is not None:
         schema = {"name": "answer", "schema": dict(request.schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}

@@ -5,21 +5,23 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import anyio
 import pydantic_core
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
+from pydantic import ValidationError
 
 from chiasm.errors import ChiasmError
 from chiasm.server.chat_schemas import ChatCompletion, ChatRequest
-from chiasm.server.conversation import as_request, open_messages, read_messages
+from chiasm.server.conversation import as_request, move_to_disk, open_messages, read_messages
 from chiasm.server.dependencies import LoadedGenerator, State, find_generator
 from chiasm.server.errors import body_of, internal_body, log_unexpected
-from chiasm.server.openapi import refusals
+from chiasm.server.openapi import body_schema, refusals
 
 if TYPE_CHECKING:
     from chiasm.generation import Event, TokenLogprob, Usage
@@ -29,43 +31,91 @@ router = APIRouter(prefix="/v1", tags=["chat"])
 T = TypeVar("T")
 
 
+async def _body(request: Request) -> ChatRequest:
+    """The body, read here and then let go: FastAPI would hold on to it until the answer's end."""
+    try:
+        asked = ChatRequest.model_validate_json(await request.body() or b"null")
+    except ValidationError as error:
+        found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
+        raise RequestValidationError(found) from None
+    finally:
+        request._body = b""
+    return asked
+
+
 @router.post(
     "/chat/completions",
     operation_id="create_chat_completion",
     summary="Ask about pictures",
     response_model=ChatCompletion,
-    responses=refusals(404, 413, 415),
+    responses=refusals(404, 413, 415, 429, 504),
+    openapi_extra=body_schema(ChatRequest),
 )
 async def create_chat_completion(
-    body: ChatRequest, generator: LoadedGenerator, runtime: State, request: Request
+    body: Annotated[ChatRequest, Depends(_body)],
+    generator: LoadedGenerator,
+    runtime: State,
+    request: Request,
 ) -> Response:
     """The answer, whole or as a stream of server-sent events.
 
     Whoever goes away before the end stops the work.
     """
     model = generator.name if body.model is None else find_generator(body.model, generator, runtime)
-    limits = runtime.settings.media
-    read = await runtime.run(read_messages, body.messages, limits)
-    messages = await open_messages(read, runtime.pictures)
-    asked = as_request(body, messages)
+    read = await runtime.run(read_messages, body.messages, runtime.settings.media)
+    body.messages.clear()  # the pictures, in base64, are not needed any more
+    asked = as_request(body)
     names = _Names(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), model, generator.digest)
-    events = generator.stream(asked)
-    if body.stream:
-        first = await _while_connected(request, lambda: _first(events))
-        if first is None:
-            return Response(status_code=499)
-        with_usage = body.stream_options is not None and body.stream_options.include_usage
-        logprobs = asked.logprobs is not None
-        chunks = _chunks(first, events, names, asked.choices, with_usage, logprobs)
-        return StreamingResponse(
-            _sent(chunks, request), media_type="text/event-stream", headers=_STREAM_HEADERS
+    place = AsyncExitStack()
+
+    async def ask() -> AsyncGenerator[Event]:
+        """The answer's events, once it is the question's turn."""
+        begun = time.monotonic()
+        await place.enter_async_context(
+            runtime.admission(generator).place(
+                priority=asked.priority,
+                deadline=asked.deadline,
+                before_waiting=lambda: runtime.run(move_to_disk, read),
+            )
         )
-    answer = await _while_connected(
-        request, lambda: _whole(events, names, asked.logprobs is not None)
-    )
+        return generator.stream(
+            replace(
+                asked,
+                messages=await open_messages(read, runtime.pictures),
+                deadline=_left(asked.deadline, time.monotonic() - begun),
+            )
+        )
+
+    async def streamed() -> tuple[Event, AsyncGenerator[Event]]:
+        answer = await ask()
+        return await _first(answer), answer
+
+    async def whole() -> bytes:
+        return await _whole(await ask(), names, asked.logprobs is not None)
+
+    try:
+        if body.stream:
+            begun = await _while_connected(request, streamed)
+            if begun is None:
+                return Response(status_code=499)
+            with_usage = body.stream_options is not None and body.stream_options.include_usage
+            chunks = _chunks(*begun, names, asked.choices, with_usage, asked.logprobs is not None)
+            return StreamingResponse(
+                _sent(chunks, request, place.pop_all()),
+                media_type="text/event-stream",
+                headers=_STREAM_HEADERS,
+            )
+        answer = await _while_connected(request, whole)
+    finally:
+        await place.aclose()
     if answer is None:
         return Response(status_code=499)  # nobody is left to receive it
     return Response(answer, media_type="application/json")
+
+
+def _left(deadline: float | None, waited: float) -> float | None:
+    """What is left of a request's seconds; never nothing, for the engine to end it."""
+    return None if deadline is None else max(deadline - waited, 1e-3)
 
 
 _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -197,9 +247,14 @@ async def _chunks(
             event = await anext(events, None)
 
 
-async def _sent(chunks: AsyncGenerator[dict[str, Any]], request: Request) -> AsyncGenerator[bytes]:
-    """Server-sent events; what goes wrong after the status is an event as well."""
-    async with aclosing(chunks):
+async def _sent(
+    chunks: AsyncGenerator[dict[str, Any]], request: Request, place: AsyncExitStack
+) -> AsyncGenerator[bytes]:
+    """Server-sent events; what goes wrong after the status is an event as well.
+
+    place: given back at the end.
+    """
+    async with place, aclosing(chunks):
         try:
             async for chunk in chunks:
                 yield _event(chunk)

@@ -32,7 +32,11 @@ async def health() -> Health:
 async def ready(runtime: State) -> Any:
     """Answers at once, with 503 until models and collections are there."""
     try:
-        return Ready(model=runtime.check_all().embedder.name)
+        model = runtime.check_all().embedder.name
+        answering, waiting = runtime.queue
+        return Ready(
+            model=model, generator=runtime.generator_state, answering=answering, waiting=waiting
+        )
     except ChiasmError as error:
         status = "stopping" if runtime.stopping else "failed" if runtime.failure else "starting"
         return JSONResponse({"status": status} | body_of(error), 503)
