@@ -22,6 +22,7 @@ from chiasm.errors import (
     GeneratorFailed,
     GeneratorUnreachable,
     InvalidRequest,
+    TimedOut,
 )
 from chiasm.generation import (
     Completed,
@@ -141,6 +142,24 @@ def test_nothing_is_left_to_the_checkpoints_own_defaults(server: FakeVLLM) -> No
     assert not {"seed", "stop", "logprobs", "response_format"} & set(body)
 
 
+def test_tenants_share_no_cache_and_are_not_named(server: FakeVLLM) -> None:
+    generator = connected(server)
+    for tenant in ("", "anna", "anna", "bert"):
+        ask(generator, asked(tenant=tenant))
+    salts = [body.get("cache_salt") for body in server.bodies]
+    assert salts[0] is None
+    assert salts[1] == salts[2] != salts[3]
+    assert "anna" not in str(server.bodies)
+
+
+def test_priorities_are_vllms_own(server: FakeVLLM) -> None:
+    generator = connected(server)
+    ask(generator, asked())
+    ask(generator, asked(priority=-3))
+    assert "priority" not in server.bodies[0]  # vLLM refuses any where it ranks nobody
+    assert server.bodies[1]["priority"] == -3
+
+
 def test_more_tokens_than_its_context_are_not_asked_for(server: FakeVLLM) -> None:
     ask(connected(server), asked(max_tokens=9000))
     assert server.bodies[0]["max_tokens"] == 2048
@@ -192,14 +211,14 @@ def test_an_answer(server: FakeVLLM) -> None:
 
 
 def test_it_comes_as_it_is_said(server: FakeVLLM) -> None:
-    server.script = lambda body: [role(), chunk("One"), 0.3, *answering(" two")[1:]]
+    server.script = lambda body: [role(), chunk("One"), 1.0, *answering(" two")[1:]]
     started = time.perf_counter()
     events = connected(server).run(asked())
     assert next(events) == TextDelta(0, "One")
-    assert time.perf_counter() - started < 0.3
+    assert time.perf_counter() - started < 0.9
     rest = list(events)
     assert isinstance(rest[-1], Completed)
-    assert rest[-1].usage.seconds["decode"] > 0.25
+    assert rest[-1].usage.seconds["decode"] > 0.8
 
 
 def test_several_choices(server: FakeVLLM) -> None:
@@ -337,6 +356,15 @@ def test_silence_ends(server: FakeVLLM, steps: Any, patience: Patience) -> None:
     started = time.monotonic()
     with pytest.raises(GeneratorFailed, match=r"silent for 0\.2 seconds"):
         ask(generator, asked())
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("steps", [[role(), 4.0], [role(), chunk("A "), 4.0]])
+def test_a_deadline(server: FakeVLLM, steps: Any) -> None:
+    server.script = lambda body: steps
+    started = time.monotonic()
+    with pytest.raises(TimedOut):
+        ask(connected(server), asked(deadline=0.3))
     assert time.monotonic() - started < 3
 
 
