@@ -55,12 +55,13 @@ class EngineSettings:
     """How the product's own engine runs language models on a CPU.
 
     precision: of the weights, `int8` or `float32`. cache_bytes: for keys and values. running:
-    questions that are worked on at once.
+    questions that are worked on at once; 0 means as many as this machine does without making
+        each answer slow.
     """
 
     precision: str = "int8"
     cache_bytes: int = 512 * 1024 * 1024
-    running: int = 8
+    running: int = 0
 
 
 @dataclass(frozen=True, slots=True)

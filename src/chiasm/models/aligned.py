@@ -10,7 +10,7 @@ knows by name needs no alignment.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -171,14 +171,22 @@ class AlignedDualEncoder(nn.Module):
         return embedding
 
 
+def stages(tower: EfficientNetLite, pixels: Tensor) -> Iterator[Tensor]:
+    """The maps of all stages, then the head's, each when it is asked for."""
+    # Depthwise convolutions on the CPU are more than twice as fast with channels last.
+    return tower.stages(pixels.contiguous(memory_format=torch.channels_last))
+
+
 def summary(tower: EfficientNetLite, pixels: Tensor) -> Tensor:
+    """What `summary_of` makes of pictures: [batch, 3, height, width] → [batch, values]."""
+    return summary_of(list(stages(tower, pixels)))
+
+
+def summary_of(maps: Sequence[Tensor]) -> Tensor:
     """Means over space of all stages' maps and of the head's, then the head's maxima.
 
     The early stages keep what the classifier was taught to forget, such as colours.
-    [batch, 3, height, width] → [batch, values].
     """
-    # Depthwise convolutions on the CPU are more than twice as fast with channels last.
-    maps = list(tower.stages(pixels.contiguous(memory_format=torch.channels_last)))
     means = [each.mean(dim=(2, 3)) for each in maps]
     return torch.cat([*means, maps[-1].amax(dim=(2, 3))], dim=1)
 

@@ -12,7 +12,7 @@ towers are pulled by name.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from chiasm.errors import UnsupportedCheckpoint
 from chiasm.models import built_in, catalog, checkpoint, lora
-from chiasm.models.aligned import head_mean, summary
+from chiasm.models.aligned import head_mean, stages, summary, summary_of
 from chiasm.models.chat import ChatTokenizer
 from chiasm.models.decoder import Decoder
 from chiasm.models.efficientnet_lite import CONFIGS, EfficientNetLite, load_published
@@ -112,7 +112,24 @@ class SmallVLM(PicturesInText):
 
     def encode_image(self, inputs: ImageInputs) -> Tensor:
         """One picture's tokens, [image tokens, decoder width]."""
-        return self.project(self.tower_features(inputs.pixels), inputs.size)
+        slices = self.encode_slices(inputs)
+        while True:
+            try:
+                next(slices)
+            except StopIteration as end:
+                tokens: Tensor = end.value
+                return tokens
+
+    def encode_slices(self, inputs: ImageInputs) -> Generator[None, None, Tensor]:
+        """See `PicturesInText.encode_slices`: look by look, and stage by stage of the tower."""
+        looks = []
+        for look in inputs.pixels.split(1):
+            maps = []
+            for each in stages(self.image_tower, look):
+                maps.append(each)
+                yield
+            looks.append(summary_of(maps))
+        return self.project(torch.cat(looks)[:, None], inputs.size)
 
     def tower_features(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
         """[looks, 3, height, width] → what the tower says of each, [looks, 1, values]."""

@@ -7,6 +7,7 @@ generates or trains works with these two and never asks which family a checkpoin
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -163,6 +164,23 @@ class PicturesInText(nn.Module):
 
     decoder: Decoder
     image_token_id: int
+
+    def encode_image(self, inputs: ImageInputs) -> Tensor:
+        """Features of one picture, see `VisionLanguageModel`."""
+        raise NotImplementedError
+
+    def vision_flops(self, inputs: ImageInputs) -> int:
+        """See `VisionLanguageModel`."""
+        raise NotImplementedError
+
+    def encode_slices(self, inputs: ImageInputs) -> Generator[None, None, Tensor]:
+        """`encode_image` in short pieces: it yields between them, and returns the features.
+
+        So that others need not wait for a whole picture. In one piece, where a network has no way
+        to be interrupted.
+        """
+        yield from ()
+        return self.encode_image(inputs)
 
     def forward(
         self,

@@ -45,6 +45,9 @@ class Blocks:
         self._users = [0] * count
         self._keys: list[bytes | None] = [None] * count
         self._known: dict[bytes, int] = {}
+        # Of known blocks: the key of the one before, and what they hold; and the other way round.
+        self._held: dict[int, tuple[bytes, tuple[Unit, ...]]] = {}
+        self._behind: dict[bytes, list[int]] = {}
 
     @property
     def available(self) -> int:
@@ -66,6 +69,10 @@ class Blocks:
             assert key is not None
             del self._known[key]
             self._keys[block] = None
+            before, _ = self._held.pop(block)
+            self._behind[before].remove(block)
+            if not self._behind[before]:
+                del self._behind[before]
         else:
             raise IndexError("no block is left")
         self._users[block] = 1
@@ -86,15 +93,35 @@ class Blocks:
                 else:
                     self._idle[block] = None
 
-    def learn(self, block: int, key: bytes) -> None:
-        """A block in use is full. Another that holds the same keeps the key."""
+    def learn(self, block: int, before: bytes, units: Sequence[Unit]) -> bytes:
+        """A block in use is full of `units`, behind the block with the key `before`; its own key.
+
+        If another holds the same, that one stays the known one.
+        """
+        key = next_key(before, units)
         if key not in self._known and self._keys[block] is None:
             self._known[key] = block
             self._keys[block] = key
+            self._held[block] = before, tuple(units)
+            self._behind.setdefault(before, []).append(block)
+        return key
 
     def find(self, key: bytes) -> int | None:
         """The block with this key."""
         return self._known.get(key)
+
+    def find_similar(self, before: bytes, units: Sequence[Unit]) -> tuple[int, int] | None:
+        """A known block behind `before` that begins as `units` do, and how many they share."""
+        best, most = None, 0
+        for block in self._behind.get(before, ()):
+            shared = 0
+            for here, there in zip(self._held[block][1], units, strict=False):
+                if here != there:
+                    break
+                shared += 1
+            if shared > most:
+                best, most = block, shared
+        return None if best is None else (best, most)
 
     def forget(self) -> None:
         """Know nothing any more, so that every later text is read from its beginning."""
@@ -102,4 +129,6 @@ class Blocks:
             self._empty.append(block)
         self._idle.clear()
         self._known.clear()
+        self._held.clear()
+        self._behind.clear()
         self._keys = [None] * self.count

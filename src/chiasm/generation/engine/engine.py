@@ -8,9 +8,11 @@ Agrawal et al., arXiv:2308.16369). A question joins when it comes and leaves whe
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
+import numpy as np
 import torch
 
 from chiasm.errors import ChiasmError, NotReady
@@ -21,15 +23,23 @@ from chiasm.generation.engine.kernels.arithmetic import BLOCK_TOKENS
 from chiasm.generation.engine.kernels.network import Precision, can_run
 from chiasm.generation.engine.kernels.passes import MOST_ROWS, Passes, Piece
 from chiasm.generation.engine.prefix import FeatureCache
-from chiasm.generation.engine.question import Question, Said, read_question
+from chiasm.generation.engine.question import PictureInputs, Question, Said, read_question
 from chiasm.generation.engine.scheduler import Text, next_to_encode, share_out
 from chiasm.generation.request import Completed, Request
+from chiasm.media import Image
 from chiasm.models.decoder import Decoder
 from chiasm.models.flops import decoder_flops
 from chiasm.models.generator import GeneratorCheckpoint
 from chiasm.models.vision_language import PicturesInText
 
 Say = Callable[[Said], None]
+
+MOST_RUNNING = 16
+"""Texts that are worked on at once, at most."""
+_STRETCH = 2.5
+"""How many times longer than a pass of one row a step may take while somebody waits for tokens."""
+_CROWD = 1.5
+"""And how many times longer a pass may take through the number of texts alone."""
 
 log = logging.getLogger("chiasm.generation")
 
@@ -49,24 +59,27 @@ class Engine:
         precision: Precision = "float32",
         pool_bytes: int = 512 * 1024 * 1024,
         feature_bytes: int = 64 * 1024 * 1024,
-        running: int = 16,
+        running: int = 0,
     ) -> None:
         """pool_bytes: for keys and values of what is being read, and of what may be asked again.
         feature_bytes: for features of pictures that may be asked about again.
-        running: texts that are worked on at once; others wait.
+        running: texts that are worked on at once; others wait. 0: as many as a pass has time for,
+        once `warm_up` has measured that.
         """
         self.checkpoint = checkpoint
-        self.running = running
+        self.running = running or MOST_RUNNING
+        self._fixed = bool(running)
         self._model = checkpoint.model
         self._grammars = Grammars.of(checkpoint)
         self._passes = Passes(
-            checkpoint.decoder, precision=precision, pool_bytes=pool_bytes, texts=running
+            checkpoint.decoder, precision=precision, pool_bytes=pool_bytes, texts=self.running
         )
         self.blocks = Blocks(self._passes.blocks)
         self.context = self._passes.context
         self._features = FeatureCache(feature_bytes)
         self._waiting: list[Text] = []
         self._running: list[Text] = []
+        self._encoding: dict[tuple[str, str], Generator[None, None, torch.Tensor]] = {}
         self._arrivals = 0
 
     # Questions in -------------------------------------------------------------------------------
@@ -80,6 +93,7 @@ class Engine:
             arrived=arrived,
             say=say,
             context=self.context,
+            known=self._features.get,
         )
 
     def add(self, question: Question) -> None:
@@ -92,8 +106,9 @@ class Engine:
             )
             for choice, constraint in enumerate(question.constraints)
         ]  # fmt: skip
-        units, ids = list(question.units), list(question.ids)
-        self._waiting.append(Text(question, self._arrivals, units, ids, answers))
+        text = Text(question, self._arrivals, list(question.units), list(question.ids), answers)
+        text.recall_pictures()
+        self._waiting.append(text)
 
     @property
     def idle(self) -> bool:
@@ -103,6 +118,13 @@ class Engine:
     def warm_up(self) -> None:
         """Do once what would make the first question wait."""
         self._passes.warm_up()
+        if not self._fixed:
+            spare = (_CROWD - 1) * self._passes.seconds_of_one
+            self.running = min(max(4, int(spare / self._passes.seconds_a_row) + 1), MOST_RUNNING)
+        if isinstance(self._model, PicturesInText) and self.checkpoint.images is not None:
+            blank = Image(np.zeros((64, 64, 3), np.uint8), (64, 64))
+            with torch.inference_mode():
+                self._model.encode_image(self.checkpoint.images.prepare(blank))
 
     def close(self) -> None:
         """Give up all questions and end the threads."""
@@ -128,10 +150,16 @@ class Engine:
             elif question.late:
                 self._end(question, question.too_late())
         self._take_in()
-        self._encode()
-        self._read(share_out(
-            self._running, rows=MOST_ROWS, beside=self._passes.rows_beside_decoding
-        ))  # fmt: skip
+        decoding = sum(text.left == 1 for text in self._running)
+        spare = math.inf
+        if decoding:
+            whole = _STRETCH * self._passes.seconds_of_one
+            spare = whole - self._passes.seconds_for(decoding)
+        spare -= self._encode(spare)
+        room = MOST_ROWS
+        if decoding:
+            room = decoding + max(int(spare / self._passes.seconds_a_row), 1)
+        self._read(share_out(self._running, rows=MOST_ROWS, beside=room))
 
     def _take_in(self) -> None:
         """Begin with the texts that have waited, as long as there is memory for their prompts."""
@@ -154,40 +182,76 @@ class Engine:
         """Share the blocks that hold its beginning, one token short of all of it at most."""
         key = first_key(text.question.request.tenant)
         for end in range(BLOCK_TOKENS, len(text.units), BLOCK_TOKENS):
-            key = next_key(key, text.units[end - BLOCK_TOKENS : end])
-            block = self.blocks.find(key)
+            following = next_key(key, text.units[text.computed : end])
+            block = self.blocks.find(following)
             if block is None:
-                return
+                break
+            key = following
             self.blocks.share(block)
             text.blocks.append(block)
             text.keys.append(key)
             text.computed = end
+        similar = self.blocks.find_similar(key, text.units[text.computed : -1])
+        if similar is not None and self.blocks.available:
+            # A copy of a block that begins alike; what is different in it is written over.
+            block, shared = similar
+            self.blocks.share(block)
+            text.blocks.append(self.blocks.take())
+            self._passes.copy_block(block, text.blocks[-1])
+            self.blocks.release([block])
+            text.computed += shared
 
     # Pictures -----------------------------------------------------------------------------------
 
-    def _encode(self) -> None:
-        """Encode one picture, for all who wait for it."""
+    def _encode(self, seconds: float) -> float:
+        """Encode pictures for about so long, one slice at least; how long it took.
+
+        Whoever waits for a picture gets it when it is there, and nobody encodes it twice.
+        """
+        begun = time.perf_counter()
+        if self._encoding:  # what nobody waits for any more is given up half-way
+            wanted = {name for text in self._running for name in text.unseen}
+            self._encoding = {name: s for name, s in self._encoding.items() if name in wanted}
         while (text := next_to_encode(self._running)) is not None:
             missing = text.missing
             assert missing is not None
             number, picture = missing
-            tenant = text.question.request.tenant
-            known = self._features.get(tenant, picture.digest)
-            if known is not None:
-                text.features[number] = known
-                continue
-            assert isinstance(self._model, PicturesInText)
-            ledger = text.question.ledger
-            try:
-                with ledger.stage("encode"):
-                    features = self._model.encode_image(picture.inputs)
-                    ledger.vision_flops += self._model.vision_flops(picture.inputs)
-            except Exception as error:
-                self._end(text.question, error)
-                continue
-            self._features.put(tenant, picture.digest, features)
-            text.features[number] = features
-            return
+            features = self._features.get(text.question.request.tenant, picture.digest)
+            if features is None:
+                try:
+                    features = self._encode_slice(text.question, picture)
+                except Exception as error:
+                    self._end(text.question, error)
+                    continue
+            if features is not None:
+                text.features[number] = features
+                if seconds == math.inf:
+                    break  # nobody waits for tokens yet, and this one's prompt can be read
+            if time.perf_counter() - begun > seconds:
+                break
+        return time.perf_counter() - begun
+
+    def _encode_slice(self, question: Question, picture: PictureInputs) -> torch.Tensor | None:
+        """A little more of a picture: its features, when they are there."""
+        assert isinstance(self._model, PicturesInText)
+        assert picture.inputs is not None
+        name = question.request.tenant, picture.digest
+        slices = self._encoding.get(name)
+        if slices is None:
+            slices = self._encoding[name] = self._model.encode_slices(picture.inputs)
+        try:
+            with question.ledger.stage("encode"):
+                next(slices)
+        except StopIteration as end:
+            del self._encoding[name]
+            features: torch.Tensor = end.value
+            question.ledger.vision_flops += self._model.vision_flops(picture.inputs)
+            self._features.put(*name, features)
+            return features
+        except BaseException:
+            del self._encoding[name]
+            raise
+        return None
 
     # Rows ---------------------------------------------------------------------------------------
 
@@ -230,7 +294,8 @@ class Engine:
         """Give its memory to others; it will be read again, from what is still known."""
         self._running.remove(text)
         self.blocks.release(text.blocks)
-        text.blocks, text.keys, text.computed, text.features = [], [], 0, {}
+        text.blocks, text.keys, text.computed = [], [], 0
+        text.recall_pictures()
         self._waiting.append(text)
 
     def _piece(self, text: Text, count: int) -> Piece:
@@ -251,8 +316,7 @@ class Engine:
             number = len(text.keys)
             before = text.keys[-1] if text.keys else first_key(text.question.request.tenant)
             units = text.units[number * BLOCK_TOKENS : (number + 1) * BLOCK_TOKENS]
-            text.keys.append(next_key(before, units))
-            self.blocks.learn(text.blocks[number], text.keys[-1])
+            text.keys.append(self.blocks.learn(text.blocks[number], before, units))
         for number in list(text.features):
             if text.question.pictures[number].at[-1] < text.computed:
                 del text.features[number]

@@ -75,6 +75,7 @@ class OneAtATime:
             arrived=arrived,
             say=say,
             context=self.context,
+            known=self._features.get,
         )
 
     def add(self, question: Question) -> None:
@@ -170,8 +171,11 @@ class OneAtATime:
             if picture.at[-1] < start:
                 continue
             assert not isinstance(model, Decoder)
-            known = self._features.get(tenant, picture.digest)
+            known = picture.features
             if known is None:
+                known = self._features.get(tenant, picture.digest)
+            if known is None:
+                assert picture.inputs is not None
                 _check(question)
                 with ledger.stage("encode"):
                     inputs = picture.inputs.to(self._device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -66,24 +67,30 @@ class PrefixCache:
 
 
 class FeatureCache:
-    """Features of the newest pictures by tenant and digest, within a budget of bytes."""
+    """Features of the newest pictures by tenant and digest, within a budget of bytes.
+
+    Safe to use from several threads at once.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._entries: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, tenant: str, digest: str) -> Tensor | None:
         """The picture's features, if they are still there."""
-        features = self._entries.get((tenant, digest))
-        if features is not None:
-            self._entries.move_to_end((tenant, digest))
-        return features
+        with self._lock:
+            features = self._entries.get((tenant, digest))
+            if features is not None:
+                self._entries.move_to_end((tenant, digest))
+            return features
 
     def put(self, tenant: str, digest: str, features: Tensor) -> None:
         """Keep them; the oldest make room."""
-        self._entries[tenant, digest] = features
-        while self._entries and sum(f.nbytes for f in self._entries.values()) > self._max_bytes:
-            self._entries.popitem(last=False)
+        with self._lock:
+            self._entries[tenant, digest] = features
+            while self._entries and sum(f.nbytes for f in self._entries.values()) > self._max_bytes:
+                self._entries.popitem(last=False)
 
 
 def _shared(known: Sequence[Unit], units: Sequence[Unit]) -> int:

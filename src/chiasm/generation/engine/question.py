@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from torch import Tensor
+
 from chiasm.errors import TimedOut
 from chiasm.generation.engine.constraint import Constraint, Grammars
 from chiasm.generation.engine.ledger import Ledger
@@ -22,12 +24,14 @@ Said = Event | BaseException | None
 @dataclass(frozen=True)
 class PictureInputs:
     """One picture of a question. at: positions of its image tokens. inputs: its pixels as the
-    network wants them, often a thousandth of the picture's own.
+    network wants them, often a hundredth of the picture's own. features: instead of them, if the
+    picture was encoded before.
     """
 
     digest: str
     at: tuple[int, ...]
-    inputs: ImageInputs
+    inputs: ImageInputs | None = None
+    features: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -64,8 +68,10 @@ def read_question(
     arrived: float,
     say: Callable[[Said], None],
     context: int,
+    known: Callable[[str, str], Tensor | None],
 ) -> Question:
-    """Read a request. context: tokens that prompt and answer may have together.
+    """Read a request. context: tokens that prompt and answer may have together. known: gives the
+    features of a tenant's picture by its digest, if there are any.
 
     Takes milliseconds, and more with large pictures; may run beside others.
     Raises what `prompt_of` and `Grammars.constraint` raise.
@@ -74,12 +80,13 @@ def read_question(
     with ledger.stage("prepare"):
         prompt, longest = prompt_of(request, checkpoint, context=context)
         ledger.read(prompt)
-        reader = checkpoint.images
-        pictures = [
-            PictureInputs(picture.image.digest, picture.at, reader.prepare(picture.image))
-            for picture in prompt.pictures
-            if reader is not None
-        ]
+        pictures = []
+        for picture in prompt.pictures:
+            assert checkpoint.images is not None
+            digest = picture.image.digest
+            features = known(request.tenant, digest)
+            inputs = checkpoint.images.prepare(picture.image) if features is None else None
+            pictures.append(PictureInputs(digest, picture.at, inputs, features))
         constraints = grammars.constraints(request)
     # Of the request nothing that holds pictures is kept.
     lean = replace(request, messages=())

@@ -37,6 +37,11 @@ class Text:
     keys: list[bytes] = field(default_factory=list)
     features: dict[int, Tensor] = field(default_factory=dict)
 
+    def recall_pictures(self) -> None:
+        """Have only the features that were known when the question was read."""
+        known = enumerate(self.question.pictures)
+        self.features = {n: each.features for n, each in known if each.features is not None}
+
     @property
     def order(self) -> tuple[int, int]:
         """The smaller, the sooner served and the later put aside."""
@@ -54,6 +59,15 @@ class Text:
             if picture.at[-1] >= self.computed and number not in self.features:
                 return number, picture
         return None
+
+    @property
+    def unseen(self) -> list[tuple[str, str]]:
+        """Tenant and digest of the pictures that are to be encoded."""
+        return [
+            (self.question.request.tenant, picture.digest)
+            for number, picture in enumerate(self.question.pictures)
+            if picture.at[-1] >= self.computed and number not in self.features
+        ]
 
     @property
     def readable(self) -> int:

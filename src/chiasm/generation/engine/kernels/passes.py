@@ -18,8 +18,6 @@ from chiasm.models.decoder import Decoder
 
 MOST_ROWS = 256
 """Rows of one pass: more would gain nothing, and hold up others."""
-_STRETCH = 2.5
-"""How much longer than a pass of one row a pass may take while somebody waits for each token."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,8 @@ class Passes:
         self._crew = Crew(
             torch.get_num_threads(), self._network, rows=MOST_ROWS, context=self.context
         )
-        self.rows_beside_decoding = 16
+        # Of a pass: one of a single row, and what each further row adds. Measured by `warm_up`.
+        self.seconds_of_one, self.seconds_a_row = 0.02, 0.002
 
     def run(self, pieces: Sequence[Piece]) -> list[Tensor | None]:
         """Read them all: logits [vocabulary] where they are wanted, to be used before the next run.
@@ -96,7 +95,7 @@ class Passes:
         self._pool.values[:, target] = self._pool.values[:, source]
 
     def warm_up(self) -> None:
-        """Compile, touch all weights, and see how many rows may join those that decode.
+        """Compile, touch all weights, and measure how long passes take.
 
         Takes some ten seconds when the kernels are compiled for the first time on a machine.
         """
@@ -113,8 +112,12 @@ class Passes:
         for rows in (1, most):
             seconds(rows)
         one, many = (min(seconds(rows) for _ in range(3)) for rows in (1, most))
-        each = max((many - one) / max(most - 1, 1), 1e-9)
-        self.rows_beside_decoding = int(min(max(8, (_STRETCH - 1) * one / each), MOST_ROWS))
+        self.seconds_of_one = one
+        self.seconds_a_row = max(many - one, 0.1 * one) / max(most - 1, 1)
+
+    def seconds_for(self, rows: int) -> float:
+        """About how long a pass over so many rows takes."""
+        return self.seconds_of_one + self.seconds_a_row * max(rows - 1, 0)
 
     def close(self) -> None:
         """End the threads."""
