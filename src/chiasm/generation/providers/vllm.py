@@ -154,11 +154,11 @@ class VLLMGenerator:
                 hint="Ask a vision-language model.",
                 param="messages",
             )
-        body = await asyncio.to_thread(_encoded, request, self.name, self.context)
+        body, picture = await asyncio.to_thread(_encoded, request, self.name, self.context)
         prepared = time.perf_counter() - started
         clock = _Clock(started + (math.inf if request.deadline is None else request.deadline))
         broken: list[GeneratorFailed] = []
-        for server in self._cluster.order(images[0].digest if images else None):
+        for server in self._cluster.order(picture):
             begun = False
             reader = AnswerReader(request, started, prepared)
             try:
@@ -270,8 +270,11 @@ class VLLMGenerator:
 # What comes over the wire -----------------------------------------------------------------------
 
 
-def _encoded(request: Request, model: str, context: int) -> bytes:
-    return json.dumps(chat_body(request, model, context)).encode()
+def _encoded(request: Request, model: str, context: int) -> tuple[bytes, str | None]:
+    """What is posted, and the first picture's digest: for a large picture both take a while."""
+    images = images_of(request.messages)
+    body = json.dumps(chat_body(request, model, context)).encode()
+    return body, images[0].digest if images else None
 
 
 @dataclass(frozen=True)
