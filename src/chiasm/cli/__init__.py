@@ -9,24 +9,21 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from chiasm import __version__, collector
+from chiasm import __version__
 from chiasm.cli import ask as ask_command
 from chiasm.cli import export as export_command
+from chiasm.cli import index as index_command
 from chiasm.cli import shards as shards_commands
 from chiasm.cli import train as train_commands
 from chiasm.cli.ask import GeneratorName
-from chiasm.cli.interrupt import stop_on_interrupt
+from chiasm.cli.library import DEFAULT_COLLECTION, CollectionName, open_embedder, open_library
 from chiasm.cli.options import Device, EmbedderName, Json, Offline, read_settings
 from chiasm.cli.weights import fetch_weights
 from chiasm.errors import ChiasmError, InvalidRequest
-
-if TYPE_CHECKING:
-    from chiasm.retrieval import Embedder, Library
-    from chiasm.settings import Settings
 
 app = typer.Typer(
     name="chiasm",
@@ -42,13 +39,8 @@ app.add_typer(collections_app, name="collections")
 app.add_typer(train_commands.app, name="train")
 app.add_typer(shards_commands.app, name="shards")
 app.command()(ask_command.ask)
+app.command()(index_command.index)
 app.command()(export_command.export)
-
-CollectionName = Annotated[
-    str, typer.Option("--collection", "-c", help="The collection's name.", show_default=True)
-]
-
-DEFAULT_COLLECTION = "pictures"
 
 
 def main() -> None:
@@ -200,91 +192,6 @@ def pull(
 
 
 @app.command()
-def index(
-    folder: Annotated[Path, typer.Argument(help="The folder to take in, with its subfolders.")],
-    collection: CollectionName = DEFAULT_COLLECTION,
-    metadata: Annotated[
-        Path | None,
-        typer.Option(help="A CSV or JSON Lines table whose `file` column names the pictures."),
-    ] = None,
-    near_duplicates: Annotated[
-        Literal["keep", "skip"],
-        typer.Option(help="keep (and mark) pictures that look alike, or skip them."),
-    ] = "keep",
-    recreate: Annotated[
-        bool, typer.Option("--recreate", help="Delete the collection first, if there is one.")
-    ] = False,
-    embedder: EmbedderName = None,
-    device: Device = None,
-    offline: Offline = None,
-    as_json: Json = False,
-) -> None:
-    """Take a folder of pictures into a collection. Interrupt it and run it again: it goes on."""
-    from chiasm import terminal
-
-    settings = read_settings({"embedder": embedder, "device": device, "offline": offline})
-    from chiasm.media import find_images
-    from chiasm.retrieval.captions import read_captions
-
-    # A folder or a table that cannot be used is refused here, before anything is deleted.
-    find_images(folder)
-    read_captions(folder, metadata)
-    library = _library(settings)
-    from chiasm.retrieval.indexing import index_folder
-
-    target = library.create(collection, exist_ok=True, recreate=recreate)
-    with (
-        stop_on_interrupt() as stop,
-        terminal.picture_progress(f"Indexing into {collection}") as (bars, bar),
-    ):
-        report = index_folder(
-            folder,
-            target,
-            settings=settings,
-            metadata=metadata,
-            near_duplicates=near_duplicates,
-            stop=stop,
-            on_progress=lambda done, total: bars.update(bar, completed=done, total=total),
-        )
-    if as_json:
-        terminal.print_json(report.as_dict())
-    else:
-        _print_index_report(report, collection)
-    if report.interrupted:
-        raise typer.Exit(130)
-
-
-def _print_index_report(report: Any, collection: str) -> None:
-    from chiasm import terminal
-
-    parts = [f"{report.added} added"]
-    parts += [
-        f"{count} {what}"
-        for count, what in (
-            (report.updated, "changed"),
-            (report.skipped, "already there"),
-            (report.duplicates, "duplicates"),
-            (report.near_duplicates, "near duplicates"),
-            (len(report.failures), "could not be opened"),
-        )
-        if count
-    ]
-    rate = f", {report.images_per_second:,.1f} images/s" if report.added else ""
-    terminal.out.print(
-        f"{collection}: {', '.join(parts)} in {report.seconds:,.1f} s{rate}", highlight=False
-    )
-    if report.failures:
-        terminal.print_rows(
-            None,
-            ("file", "reason"),
-            [(str(path), reason) for path, reason in report.failures],
-            foldable=["file", "reason"],
-        )
-    if report.interrupted:
-        terminal.err.print("Interrupted. Run the same command again to go on from here.")
-
-
-@app.command()
 def search(
     text: Annotated[str | None, typer.Argument(help="What to look for, in words.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to look for.")] = None,
@@ -307,7 +214,7 @@ def search(
     condition = _parse_filter(where)
     query = open_image(image, limits=settings.media) if image else None
     found = (
-        _library(settings)
+        open_library(settings)
         .open(collection)
         .search(text=text, image=query, item=item, filter=condition, limit=limit)
     )
@@ -372,7 +279,7 @@ def embed(
 
     from chiasm.media import open_image
 
-    model = _embedder(settings)
+    model = open_embedder(settings)
     pictures = [
         open_image(path, limits=settings.media, shortest_side=model.decode_side) for path in images
     ]
@@ -459,23 +366,6 @@ def doctor(as_json: Json = False) -> None:
 
 
 # What the commands share ------------------------------------------------------------------------
-
-
-def _embedder(settings: Settings) -> Embedder:
-    fetch_weights(settings, settings.embedder)
-    with collector.paused():
-        from chiasm.retrieval import load_embedder
-
-        return load_embedder(settings)
-
-
-def _library(settings: Settings) -> Library:
-    embedder = _embedder(settings)
-    with collector.paused():
-        import chiasm.retrieval.lance_store  # noqa: F401 -- every library's first collection does
-        from chiasm.retrieval import Library
-
-        return Library(settings.data_dir, embedder)
 
 
 def _megabytes(size: int | None) -> str:

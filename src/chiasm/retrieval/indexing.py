@@ -11,7 +11,6 @@ whose path, size and time of change are known is not even opened.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
@@ -20,22 +19,21 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from chiasm.errors import ImageError, InvalidRequest
-from chiasm.media import Image
-from chiasm.media.decode import open_image, read_header
 from chiasm.media.folder import find_images
 from chiasm.media.limits import Limits
-from chiasm.media.transform import thumbnail
 from chiasm.retrieval.captions import Caption, Captions, read_captions
 from chiasm.retrieval.collection import Collection
 from chiasm.retrieval.duplicates import NearDuplicates
-from chiasm.retrieval.prepared import THUMBNAIL_SIDE, Prepared
-from chiasm.retrieval.store import Added, Item, KnownFile, NewItem, SourceFile, Vectors
+from chiasm.retrieval.opening import UNOPENED, Opener, read_file, reason_of
+from chiasm.retrieval.prepared import Prepared, check_words
+from chiasm.retrieval.store import Added, Item, KnownFile, NewItem, Vectors
 from chiasm.settings import Settings
 
-_LARGE_PIXELS = 24_000_000
+if TYPE_CHECKING:
+    from chiasm.retrieval.ray_engine import RayEngine
+
 _BATCHES_IN_HAND = 2
 
 In = TypeVar("In")
@@ -79,12 +77,14 @@ def index_folder(
     metadata: Path | None = None,
     near_duplicates: NearDuplicates = "keep",
     stop: threading.Event | None = None,
+    ray: RayEngine | None = None,
 ) -> IndexReport:
     """Take the pictures below a folder into a collection.
 
     on_progress: called with (pictures done, pictures found), from several threads but never from
     two at once. metadata: a table (see `captions`). stop: once it is set, or at KeyboardInterrupt,
-    what was read is still written and the report returned, with `interrupted`.
+    what was read is still written and the report returned, with `interrupted`. ray: opens and
+    embeds the pictures on a Ray cluster instead of here.
 
     A picture that cannot be opened is listed in the report and stops nothing. Raises InvalidRequest
     when the folder or the table cannot be used, StoreError and NoSpace when nothing can be written.
@@ -92,7 +92,7 @@ def index_folder(
     folder = folder.absolute()
     captions = read_captions(folder, metadata)
     started = time.perf_counter()
-    work = _Indexing(collection, settings, captions, near_duplicates, on_progress, stop)
+    work = Indexing(collection, settings, captions, near_duplicates, on_progress, stop)
     unreadable: list[Path] = []
     paths = list(find_images(folder, on_unreadable=unreadable.append))
     work.report.failures += [
@@ -100,10 +100,14 @@ def index_folder(
     ]
     work.report.total = len(paths)
     try:
-        work.run(paths)
+        if ray is None:
+            work.run(paths)
+        else:
+            ray.run(work, paths)
     except KeyboardInterrupt:
         work.stop.set()
     report = work.report
+    report.failures.sort()
     report.interrupted = work.stop.is_set() and work.done < len(paths)
     report.seconds = time.perf_counter() - started
     report.images_per_second = work.embedded / report.seconds
@@ -112,7 +116,18 @@ def index_folder(
     return report
 
 
-class _Indexing:
+@dataclass(frozen=True)
+class Wanted:
+    """A file that has to be opened. known: what the collection has from that path."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    caption: Caption
+    known: KnownFile | None
+
+
+class Indexing:
     """One run: the stages, and what they count."""
 
     def __init__(
@@ -127,8 +142,8 @@ class _Indexing:
         self.report = IndexReport()
         self.stop = stop or threading.Event()
         self.embedded = 0
-        self._collection = collection
-        self._limits = settings.media
+        self.collection = collection
+        self.settings = settings
         self._batch_size = settings.indexing.batch_size
         self._threads = settings.indexing.decode_threads or os.cpu_count() or 1
         self._captions = captions
@@ -136,7 +151,7 @@ class _Indexing:
         self._on_progress = on_progress
         self._known = collection.known_files()
         self._counting = threading.Lock()
-        self._one_large_at_a_time = threading.Lock()
+        self._opener = Opener(settings.media, collection.embedder.decode_side)
         self._followed: set[str] = set()
         self.done = 0
 
@@ -149,7 +164,7 @@ class _Indexing:
             window = self._threads + self._batch_size
             read = _in_order(readers, self._read, paths, window)
             embedded = _in_order(embedders, self._embed, self._batches(read), _BATCHES_IN_HAND)
-            for _ in _in_order(writer, self._write, embedded, _BATCHES_IN_HAND):
+            for _ in _in_order(writer, self.write, embedded, _BATCHES_IN_HAND):
                 pass
         except BaseException:
             self.stop.set()
@@ -162,43 +177,21 @@ class _Indexing:
 
     def _read(self, path: Path) -> Prepared | None:
         """Decode a picture unless it is there; None when there is nothing more to do with it."""
-        if self.stop.is_set():
+        wanted = self.wanted(path)
+        if wanted is None:
             return None
         try:
-            caption = self._captions.of(path)
-            status = path.stat()
-            known = self._known.get(str(path))
-            if known and (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns):
-                self._keep(known, caption)
+            data, file = read_file(path, wanted.size, wanted.mtime_ns)
+            is_new, replaces = self.place(wanted, file.digest)
+            if not is_new:
                 return None
-            if status.st_size > self._limits.max_bytes:
-                self._fail(path, _too_many_bytes(status.st_size, self._limits))
-                return None
-            data = path.read_bytes()
-            file = SourceFile(
-                path, status.st_size, status.st_mtime_ns, hashlib.sha256(data).hexdigest()
-            )
-            if known and known.digest == file.digest:
-                self._keep(known, caption)
-                return None
-            replaces = known.item if known else None
-            if replaces is None:
-                twin = self._twin(file.digest)
-                if twin is not None and not self._was_moved(twin):
-                    self._count("duplicates")
-                    return None
-                replaces = twin
-            image = self._decode(data, path)
-            text, words = _words(caption, replaces)
+            image = self._opener.open(data, path)
+            text, words = _words(wanted.caption, replaces)
             new = NewItem(image, text=text, metadata=words, file=file)
-            prepared = self._collection.prepare(new, replaces=replaces)
-            return replace(prepared, new=replace(new, image=self._shrunk(image)))
-        except ImageError as error:
-            self._fail(path, error.reason)
-        except InvalidRequest as error:
-            self._fail(path, error.message)
-        except OSError as error:
-            self._fail(path, f"it could not be read: {error.strerror or 'input error'}.")
+            prepared = self.collection.prepare(new, replaces=replaces)
+            return replace(prepared, new=replace(new, image=self._opener.shrunk(image)))
+        except UNOPENED as error:
+            self.fail(path, reason_of(error))
         return None
 
     def _batches(self, prepared: Iterable[Prepared | None]) -> Iterator[list[Prepared]]:
@@ -213,12 +206,13 @@ class _Indexing:
             yield batch
 
     def _embed(self, batch: list[Prepared]) -> tuple[list[Prepared], Vectors]:
-        vectors = self._collection.embedder.embed_images([one.new.image for one in batch])
+        vectors = self.collection.embedder.embed_images([one.new.image for one in batch])
         return [one.without_pixels() for one in batch], vectors
 
-    def _write(self, embedded: tuple[list[Prepared], Vectors]) -> None:
+    def write(self, embedded: tuple[list[Prepared], Vectors]) -> None:
+        """Into the collection. vectors: float32 [batch, dimension]."""
         batch, vectors = embedded
-        added = self._collection.commit(batch, vectors, near_duplicates=self._near_duplicates)
+        added = self.collection.commit(batch, vectors, near_duplicates=self._near_duplicates)
         for one in added:
             self._count(_counter_of(one))
         with self._counting:
@@ -226,50 +220,74 @@ class _Indexing:
 
     # Pieces -------------------------------------------------------------------------------------
 
+    def wanted(self, path: Path) -> Wanted | None:
+        """The file, unless it is unchanged, unreadable, or nobody wants it any more."""
+        if self.stop.is_set():
+            return None
+        try:
+            caption = self._captions.of(path)
+            status = path.stat()
+            known = self._known.get(str(path))
+            if known and (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns):
+                self._keep(known, caption)
+                return None
+        except UNOPENED as error:
+            self.fail(path, reason_of(error))
+            return None
+        if status.st_size > self.settings.media.max_bytes:
+            self.fail(path, _too_many_bytes(status.st_size, self.settings.media))
+            return None
+        return Wanted(path, status.st_size, status.st_mtime_ns, caption, known)
+
+    def place(self, wanted: Wanted, digest: str) -> tuple[bool, Item | None]:
+        """Whether a file with these bytes is to be taken in, and the item that it succeeds."""
+        if wanted.known is not None:
+            if wanted.known.digest == digest:
+                self._keep(wanted.known, wanted.caption)
+                return False, None
+            return True, wanted.known.item
+        twin = self._twin(digest)
+        if twin is not None and not self._was_moved(twin):
+            self._count("duplicates")
+            return False, None
+        return True, twin
+
+    def worded(self, prepared: Prepared, wanted: Wanted, replaces: Item | None) -> Prepared:
+        """One that was prepared without its words. InvalidRequest where it cannot have them."""
+        text, words = _words(wanted.caption, replaces)
+        check_words(text, words)
+        return replace(
+            prepared, new=replace(prepared.new, text=text, metadata=words), replaces=replaces
+        )
+
+    def fail(self, path: Path, reason: str) -> None:
+        """List a file that could not be taken in."""
+        with self._counting:
+            self.report.failures.append((_printable(path), reason))
+        self._count(None)
+
     def _keep(self, known: KnownFile, caption: Caption) -> None:
         """The picture is there already; perhaps there are new words about it."""
         text, words = _words(caption, known.item)
         if (text, words) == (known.item.text, known.item.metadata):
             self._count("skipped")
         else:
-            self._collection.update(known.item.id, text=text, metadata=words)
+            self.collection.update(known.item.id, text=text, metadata=words)
             self._count("updated")
 
     def _twin(self, file_digest: str) -> Item | None:
-        store = self._collection.store
+        store = self.collection.store
         id = store.with_digest("", file_digest)
         return None if id is None else store.get([id]).get(id)
 
     def _was_moved(self, twin: Item) -> bool:
         """Whether the file of an item is gone, so that the item follows it to its new place."""
-        if self._collection.store.picture(twin.id) == "stored" or Path(twin.source).exists():
+        if self.collection.store.picture(twin.id) == "stored" or Path(twin.source).exists():
             return False
         with self._counting:  # of several copies one takes the item along
             first = twin.id not in self._followed
             self._followed.add(twin.id)
         return first
-
-    def _decode(self, data: bytes, path: Path) -> Image:
-        side = max(self._collection.embedder.decode_side, THUMBNAIL_SIDE)
-        if path.suffix.lower() not in (".jpg", ".jpeg"):
-            width, height = read_header(data, limits=self._limits, name=str(path)).size
-            if width * height > _LARGE_PIXELS:  # else a few of them would fill the memory
-                with self._one_large_at_a_time:
-                    return open_image(data, limits=self._limits, shortest_side=side, name=str(path))
-        return open_image(data, limits=self._limits, shortest_side=side, name=str(path))
-
-    def _shrunk(self, image: Image) -> Image:
-        """No larger than the embedder can use, so that what waits in line takes little memory."""
-        shorter = min(image.size)
-        keep = 2 * self._collection.embedder.decode_side
-        if shorter <= keep:
-            return image
-        return thumbnail(image, round(max(image.size) * keep / shorter))
-
-    def _fail(self, path: Path, reason: str) -> None:
-        with self._counting:
-            self.report.failures.append((_printable(path), reason))
-        self._count(None)
 
     def _count(self, counter: str | None) -> None:
         with self._counting:
