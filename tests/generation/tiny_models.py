@@ -65,7 +65,7 @@ def tiny_language_model(folder: Path, *, context: int = 512, seed: int = 0) -> G
     torch.manual_seed(seed)
     config = DecoderConfig(
         vocab_size=tokenizer.vocabulary,
-        hidden_size=48,
+        hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,
         num_attention_heads=4,

@@ -80,7 +80,13 @@ def test_health_answers_at_once_and_requests_wait(
         loaded.set()
         assert early.result().status_code == 200
         ready_in_the_end(client)
-        assert client.get("/readyz").json() == {"status": "ready", "model": "colours"}
+        assert client.get("/readyz").json() == {
+            "status": "ready",
+            "model": "colours",
+            "generator": "off",
+            "answering": 0,
+            "waiting": 0,
+        }
 
 
 def test_the_application_is_made_without_what_takes_seconds_to_import() -> None:
@@ -202,14 +208,14 @@ def test_the_sample_is_made_once(tmp_path: Path) -> None:
         assert mine["name"] == "mine"
 
 
-def wait_until_refused(url: str) -> None:
+def wait_until_it_refuses(url: str) -> httpx.Response:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        try:
-            httpx.get(f"{url}/healthz", timeout=60)
-        except httpx.ConnectError:
-            return
-    raise AssertionError("the server still listens")
+        answer = httpx.get(f"{url}/readyz", timeout=60)
+        if answer.status_code == 503:
+            return answer
+        time.sleep(0.01)
+    raise AssertionError("the server still takes requests")
 
 
 # A process of its own ---------------------------------------------------------------------------
@@ -237,7 +243,11 @@ def test_a_stopped_server_answers_what_is_under_way(
         answer = threads.submit(client.post, "/v1/embeddings", json={"input": "red"})
         assert process.stdout.readline() == "embedding\n"
         process.send_signal(number)
-        wait_until_refused(url)
+        assert wait_until_it_refuses(url).json()["status"] == "stopping"
+        late = httpx.post(f"{url}/v1/embeddings", json={"input": "blue"}, timeout=60)
+        assert late.status_code == 503
+        assert int(late.headers["retry-after"]) >= 1
+        assert httpx.get(f"{url}/healthz", timeout=60).status_code == 200
         assert not answer.done()
         (tmp_path / "go").touch()
         assert answer.result().status_code == 200
@@ -245,6 +255,28 @@ def test_a_stopped_server_answers_what_is_under_way(
     assert process.returncode == 0
     assert "Traceback" not in log
     assert log.count("POST /v1/embeddings 200") == 1
+
+
+def test_told_twice_it_stops_at_once(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor() as threads:
+        ready_in_the_end(client)
+        answer = threads.submit(client.post, "/v1/embeddings", json={"input": "red"})
+        assert process.stdout.readline() == "embedding\n"
+        process.send_signal(signal.SIGTERM)
+        wait_until_it_refuses(url)
+        process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                httpx.get(f"{url}/healthz", timeout=60)
+            except httpx.HTTPError:
+                break
+        else:
+            raise AssertionError("the server still listens")
+        process.kill()
+        assert answer.exception(60) is not None
 
 
 def test_a_taken_port_is_told(tmp_path: Path) -> None:

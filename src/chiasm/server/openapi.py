@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 from chiasm.server.chat_schemas import ChatRequest
 from chiasm.server.schemas import ErrorResponse, ImagePart, ImageUrl, NewItems, TextPart
@@ -60,8 +61,7 @@ def describe(app: FastAPI) -> None:
         schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        for model in (TextPart, ImagePart, ImageUrl, NewItems, ChatRequest):
-            schemas.update(_schemas_of(model))
+        schemas.update(_schemas_of(TextPart, ImagePart, ImageUrl, NewItems, ChatRequest))
         for operations in document["paths"].values():
             for operation in operations.values():
                 operation["responses"].pop("422", None)
@@ -70,7 +70,10 @@ def describe(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _schemas_of(model: type[BaseModel]) -> dict[str, Any]:
-    """The model's schema and those it refers to, by name."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    return {**schema.pop("$defs", {}), model.__name__: schema}
+def _schemas_of(*models: type[BaseModel]) -> dict[str, Any]:
+    """The models' schemas and those they refer to, by name."""
+    _, document = models_json_schema(
+        [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
+    )
+    found: dict[str, Any] = document["$defs"]
+    return found
