@@ -15,30 +15,36 @@ import transformers
 
 from chiasm.errors import ContextExceeded, InvalidRequest, NotReady
 from chiasm.generation import (
-    Completed,
     Event,
-    Finished,
     Message,
     NativeGenerator,
     Request,
     Sampling,
-    TextDelta,
     Usage,
 )
+from chiasm.generation.engine.engine import Engine
+from chiasm.generation.engine.one_at_a_time import OneAtATime
 from chiasm.generation.engine.prompt import build_prompt
-from chiasm.generation.engine.runner import Runner
 from chiasm.models.checkpoint import save_checkpoint
 from chiasm.models.flops import decoder_flops
 from chiasm.models.generator import GeneratorCheckpoint
+from tests.generation.driving import AnyEngine, Heard, ask
 from tests.generation.tiny_models import tiny_language_model
 
 QUESTION = (Message.user("What is in this picture?"),)
 
 
+@pytest.fixture(params=[Engine, OneAtATime])
+def kind(request: pytest.FixtureRequest) -> Any:
+    """Each of the two engines."""
+    return request.param
+
+
 @pytest.fixture
-def runner(talker: GeneratorCheckpoint) -> Runner:
+def engine(kind: Any, talker: GeneratorCheckpoint) -> AnyEngine:
     """An engine that has read nothing yet."""
-    return Runner(talker)
+    made: AnyEngine = kind(talker)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -48,25 +54,14 @@ def generator(talker: GeneratorCheckpoint) -> Iterator[NativeGenerator]:
     made.close()
 
 
-def answer(runner: Runner, request: Request) -> tuple[str, str, Usage]:
+def answer(engine: AnyEngine, request: Request) -> tuple[str, str, Usage]:
     """Text, reason and usage of the first choice."""
-    events = list(runner.run(request, arrived=None))
-    return texts(events)[0], reasons(events)[0], usage_of(events)
+    heard = ask(engine, request)
+    return heard.text, heard.reasons[0], heard.usage
 
 
 def texts(events: list[Event]) -> list[str]:
-    choices = sorted({event.choice for event in events if isinstance(event, Finished)})
-    deltas = [event for event in events if isinstance(event, TextDelta)]
-    return ["".join(d.text for d in deltas if d.choice == choice) for choice in choices]
-
-
-def reasons(events: list[Event]) -> list[str]:
-    return [event.reason for event in events if isinstance(event, Finished)]
-
-
-def usage_of(events: list[Event]) -> Usage:
-    assert isinstance(events[-1], Completed)
-    return events[-1].usage
+    return Heard(events).texts
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +74,7 @@ def reference(talker: GeneratorCheckpoint, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("question", ["What is this?", "你好", "How many birds? " * 12])
 def test_greedy_answers_are_those_of_transformers(
-    runner: Runner, talker: GeneratorCheckpoint, reference: Any, question: str
+    engine: AnyEngine, talker: GeneratorCheckpoint, reference: Any, question: str
 ) -> None:
     request = Request((Message.user(question),), max_tokens=24)
     prompt = build_prompt(request.messages, talker)
@@ -92,17 +87,16 @@ def test_greedy_answers_are_those_of_transformers(
         eos_token_id=sorted(talker.tokenizer.eos_ids),
         pad_token_id=0,
     )[0, ids.shape[1] :].tolist()
-    said, _, usage = answer(runner, request)
+    said, _, usage = answer(engine, request)
     assert said == talker.tokenizer.decode(made)
     assert usage.answer_tokens == len(made)
 
 
 def test_log_probabilities_are_those_of_transformers(
-    runner: Runner, talker: GeneratorCheckpoint, reference: Any
+    engine: AnyEngine, talker: GeneratorCheckpoint, reference: Any
 ) -> None:
     request = Request(QUESTION, max_tokens=6, logprobs=3)
-    events = list(runner.run(request, arrived=None))
-    tokens = [t for event in events if isinstance(event, TextDelta) for t in event.tokens]
+    (tokens,) = ask(engine, request).logprobs
     assert len(tokens) == 6
     ids = list(build_prompt(QUESTION, talker).ids)
     for token in tokens:
@@ -115,7 +109,7 @@ def test_log_probabilities_are_those_of_transformers(
 
 
 def test_a_known_beginning_is_not_read_again_and_changes_nothing(
-    runner: Runner, talker: GeneratorCheckpoint
+    engine: AnyEngine, kind: Any, talker: GeneratorCheckpoint
 ) -> None:
     follow_up = (
         *QUESTION,
@@ -124,8 +118,8 @@ def test_a_known_beginning_is_not_read_again_and_changes_nothing(
     )
     for messages in (QUESTION, QUESTION, follow_up, QUESTION):
         request = Request(messages, max_tokens=16)
-        fresh = answer(Runner(talker, prefix_bytes=0), request)
-        again = answer(runner, request)
+        fresh = answer(kind(talker), request)
+        again = answer(engine, request)
         assert again[:2] == fresh[:2]
         assert fresh[2].cached_tokens == 0
     assert again[2].cached_tokens == again[2].prompt_tokens - 1
@@ -133,36 +127,36 @@ def test_a_known_beginning_is_not_read_again_and_changes_nothing(
 
 
 def test_kept_prompts_stay_within_their_budget(talker: GeneratorCheckpoint) -> None:
-    one = Runner(talker)
+    one = OneAtATime(talker)
     answer(one, Request(QUESTION, max_tokens=4))
     budget = 3 * one.cached_bytes
-    runner = Runner(talker, prefix_bytes=budget)
+    engine = OneAtATime(talker, prefix_bytes=budget)
     for number in range(12):
-        answer(runner, Request((Message.user(f"{number} birds?"),), max_tokens=4))
-        assert 0 < runner.cached_bytes <= budget
-    assert Runner(talker, prefix_bytes=0).cached_bytes == 0
+        answer(engine, Request((Message.user(f"{number} birds?"),), max_tokens=4))
+        assert 0 < engine.cached_bytes <= budget
+    assert OneAtATime(talker, prefix_bytes=0).cached_bytes == 0
 
 
-def test_several_answers_of_one_seed(runner: Runner) -> None:
+def test_several_answers_of_one_seed(engine: AnyEngine) -> None:
     sampling = Sampling(temperature=1.5, seed=11)
     three = Request(QUESTION, max_tokens=12, sampling=sampling, choices=3)
-    said = texts(list(runner.run(three, arrived=None)))
+    said = ask(engine, three).texts
     assert len(set(said)) == 3
-    assert texts(list(runner.run(three, arrived=None))) == said
+    assert ask(engine, three).texts == said
     alone = Request(QUESTION, max_tokens=12, sampling=sampling)
-    assert answer(runner, alone)[0] == said[0]
+    assert answer(engine, alone)[0] == said[0]
 
 
-def test_a_stop_text_ends_the_answer_and_is_no_part_of_it(runner: Runner) -> None:
-    whole, reason, _ = answer(runner, Request(QUESTION, max_tokens=24))
+def test_a_stop_text_ends_the_answer_and_is_no_part_of_it(engine: AnyEngine) -> None:
+    whole, reason, _ = answer(engine, Request(QUESTION, max_tokens=24))
     assert reason == "length"
     stop = whole[8:10]
-    said, reason, _ = answer(runner, Request(QUESTION, max_tokens=24, stop=(stop,)))
+    said, reason, _ = answer(engine, Request(QUESTION, max_tokens=24, stop=(stop,)))
     assert (said, reason) == (whole[: whole.index(stop)], "stop")
 
 
-def test_an_answer_ends_at_the_models_own_end(talker: GeneratorCheckpoint) -> None:
-    whole, _, _ = answer(Runner(talker), Request(QUESTION, max_tokens=8))
+def test_an_answer_ends_at_the_models_own_end(kind: Any, talker: GeneratorCheckpoint) -> None:
+    whole, _, _ = answer(kind(talker), Request(QUESTION, max_tokens=8))
     third = talker.tokenizer.encode(whole)[2]
     ending = type(talker.tokenizer)(
         talker.tokenizer.backend,
@@ -170,7 +164,7 @@ def test_an_answer_ends_at_the_models_own_end(talker: GeneratorCheckpoint) -> No
         eos_ids=frozenset({third}),
         tokens=talker.tokenizer.tokens,
     )
-    ended = Runner(GeneratorCheckpoint(talker.model, None, ending, "tiny", talker.digest))
+    ended = kind(GeneratorCheckpoint(talker.model, None, ending, "tiny", talker.digest))
     said, reason, usage = answer(ended, Request(QUESTION, max_tokens=8))
     assert (reason, usage.answer_tokens) == ("stop", 3)
     assert whole.startswith(said)
@@ -189,11 +183,11 @@ SCHEMA = {
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
-def test_answers_follow_a_schema(runner: Runner, temperature: float) -> None:
+def test_answers_follow_a_schema(engine: AnyEngine, temperature: float) -> None:
     for seed in range(5):
         sampling = Sampling(temperature=temperature, seed=seed)
         request = Request(QUESTION, max_tokens=60, sampling=sampling, schema=SCHEMA)
-        said, reason, _ = answer(runner, request)
+        said, reason, _ = answer(engine, request)
         value = json.loads(said)
         assert reason == "stop"
         assert value["name"] in ("cat", "bicycle")
@@ -202,23 +196,23 @@ def test_answers_follow_a_schema(runner: Runner, temperature: float) -> None:
 
 
 @pytest.mark.parametrize("schema", [{"type": "banana"}, {"$ref": "#/nowhere"}])
-def test_a_schema_that_cannot_be_followed(runner: Runner, schema: dict[str, Any]) -> None:
+def test_a_schema_that_cannot_be_followed(engine: AnyEngine, schema: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match="cannot be followed") as caught:
-        answer(runner, Request(QUESTION, schema=schema))
+        answer(engine, Request(QUESTION, schema=schema))
     assert caught.value.param == "response_format"
 
 
-def test_a_prompt_that_is_too_long(tmp_path: Path) -> None:
+def test_a_prompt_that_is_too_long(kind: Any, tmp_path: Path) -> None:
     small = tiny_language_model(tmp_path, context=64)
-    runner = Runner(small)
+    engine = kind(small)
     with pytest.raises(ContextExceeded, match="reads 64 with its answer"):
-        answer(runner, Request((Message.user("What is this? " * 40),)))
-    _, reason, usage = answer(runner, Request(QUESTION))  # no limit given: the context is one
+        answer(engine, Request((Message.user("What is this? " * 40),)))
+    _, reason, usage = answer(engine, Request(QUESTION))  # no limit given: the context is one
     assert reason == "length"
     assert usage.prompt_tokens + usage.answer_tokens == 64
 
 
-def test_operations_are_counted(runner: Runner, talker: GeneratorCheckpoint) -> None:
+def test_operations_are_counted(engine: AnyEngine, talker: GeneratorCheckpoint) -> None:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -234,7 +228,7 @@ def test_operations_are_counted(runner: Runner, talker: GeneratorCheckpoint) -> 
     tokens, config = len(prompt.ids), decoder.config
     square = 4 * config.num_attention_heads * config.head_dim * config.num_hidden_layers
     assert counted - ours == square * (tokens * tokens - tokens * (tokens + 1) // 2)
-    _, _, usage = answer(runner, Request(QUESTION, max_tokens=1))
+    _, _, usage = answer(engine, Request(QUESTION, max_tokens=1))
     assert usage.language_flops == decoder_flops(config, tokens, logits=1)
 
 
@@ -260,12 +254,12 @@ def test_a_picture_for_a_model_without_eyes(talker: GeneratorCheckpoint) -> None
 
 
 def test_many_at_once_get_what_each_would_get_alone(
-    generator: NativeGenerator, runner: Runner
+    generator: NativeGenerator, engine: AnyEngine
 ) -> None:
     requests = [
         Request((Message.user(f"How many birds? {n % 5}"),), max_tokens=3 + n) for n in range(12)
     ]
-    alone = [answer(runner, request)[0] for request in requests]
+    alone = [answer(engine, request)[0] for request in requests]
 
     async def ask(request: Request) -> str:
         return texts([event async for event in generator.stream(request)])[0]
@@ -280,14 +274,14 @@ def test_closing_a_stream_stops_the_work(
     generator: NativeGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = 0
-    step = Runner.step
+    step = Engine.step
 
-    def counted(self: Runner, *args: Any) -> torch.Tensor:
+    def counted(self: Engine) -> None:
         nonlocal steps
         steps += 1
-        return step(self, *args)
+        step(self)
 
-    monkeypatch.setattr(Runner, "step", counted)
+    monkeypatch.setattr(Engine, "step", counted)
 
     async def give_up() -> None:
         events = generator.stream(Request(QUESTION, max_tokens=400))
@@ -295,11 +289,11 @@ def test_closing_a_stream_stops_the_work(
         await events.aclose()
 
     asyncio.run(give_up())
-    before = generator._runner.cached_bytes
     # The next request is answered, so the thread has let go of the first.
     list(generator.run(Request(QUESTION, max_tokens=2)))
     assert steps < 390
-    assert generator._runner.cached_bytes <= before + 2 * 2**20
+    assert isinstance(generator._engine, Engine)
+    assert generator._engine.blocks.available == generator._engine.blocks.count
 
 
 def test_an_error_reaches_whoever_asked_and_the_thread_goes_on(generator: NativeGenerator) -> None:

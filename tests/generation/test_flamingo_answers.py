@@ -15,10 +15,11 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import IdeficsProcessor, PreTrainedTokenizerFast
 from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
 
-from chiasm.generation import Completed, Message, Request, TextDelta, TextPart, Usage
+from chiasm.generation import Message, NativeGenerator, Request, TextPart, Usage
+from chiasm.generation.engine.one_at_a_time import OneAtATime
 from chiasm.generation.engine.prompt import build_prompt
-from chiasm.generation.engine.runner import Runner
 from chiasm.models.generator import GeneratorCheckpoint, load_generator
+from tests.generation import driving
 from tests.generation.tiny_models import picture, write_tokenizer
 
 AROUND = "<fake_token_around_image>"
@@ -96,11 +97,9 @@ def seer(folder: Path) -> GeneratorCheckpoint:
     return load_generator(folder, cache_dir=folder)
 
 
-def ask(runner: Runner, *messages: Message, **more: Any) -> tuple[str, Usage]:
-    events = list(runner.run(Request(messages, max_tokens=STEPS, **more), arrived=None))
-    text = "".join(event.text for event in events if isinstance(event, TextDelta))
-    assert isinstance(events[-1], Completed)
-    return text, events[-1].usage
+def ask(engine: OneAtATime, *messages: Message, **more: Any) -> tuple[str, Usage]:
+    heard = driving.ask(engine, Request(messages, max_tokens=STEPS, **more))
+    return heard.text, heard.usage
 
 
 def parts(messages: tuple[Message, ...]) -> list[Any]:
@@ -133,29 +132,42 @@ def test_prompt_and_answer_are_those_of_transformers(
     made = theirs.generate(**inputs, do_sample=False, max_new_tokens=STEPS, pad_token_id=0)
     new = [t for t in made[0, len(prompt.ids) :].tolist() if t not in seer.tokenizer.eos_ids]
     assert len(new) > 3
-    assert ask(Runner(seer), *messages)[0] == seer.tokenizer.decode(new)
+    assert ask(OneAtATime(seer), *messages)[0] == seer.tokenizer.decode(new)
 
 
 def test_the_picture_matters(seer: GeneratorCheckpoint) -> None:
-    runner = Runner(seer)
-    answers = {ask(runner, Message.user(image, "What is this?"))[0] for image in (RED, BLUE, TALL)}
+    engine = OneAtATime(seer)
+    answers = {ask(engine, Message.user(image, "What is this?"))[0] for image in (RED, BLUE, TALL)}
     assert len(answers) == 3
 
 
 def test_a_second_question_finds_the_pictures_latents_in_the_cache(
     seer: GeneratorCheckpoint,
 ) -> None:
-    runner = Runner(seer)
-    first = ask(runner, Message.user(RED, "What is this?"))[1]
+    engine = OneAtATime(seer)
+    first = ask(engine, Message.user(RED, "What is this?"))[1]
     question = Message.user(RED, "How many birds can be seen?")
-    again, second = ask(runner, question)
+    again, second = ask(engine, question)
     assert first.vision_flops > 0 == second.vision_flops
     assert second.cached_tokens >= 4
-    assert again == ask(Runner(seer), question)[0]
+    assert again == ask(OneAtATime(seer), question)[0]
 
 
 def test_an_answer_by_a_schema_knows_of_the_additional_tokens(seer: GeneratorCheckpoint) -> None:
     schema = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"],
               "additionalProperties": False}  # fmt: skip
-    text, _ = ask(Runner(seer), Message.user(RED, "Is there a cat?"), schema=schema)
+    text, _ = ask(OneAtATime(seer), Message.user(RED, "Is there a cat?"), schema=schema)
     assert set(json.loads(text)) == {"sure"}
+
+
+def test_a_generator_knows_that_it_cannot_answer_several_at_once(
+    seer: GeneratorCheckpoint,
+) -> None:
+    generator = NativeGenerator(seer, precision="int8")
+    try:
+        assert generator.running == 1
+        question = Message.user(RED, "What is this?")
+        events = list(generator.run(Request((question,), max_tokens=STEPS)))
+        assert driving.Heard(events).text == ask(OneAtATime(seer), question)[0]
+    finally:
+        generator.close()

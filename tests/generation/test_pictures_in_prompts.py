@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from chiasm.errors import ContextExceeded, UnsupportedCheckpoint
-from chiasm.generation import Completed, Message, Request, TextDelta, TextPart, Usage
+from chiasm.generation import Message, Request, TextPart, Usage
+from chiasm.generation.engine.engine import Engine
+from chiasm.generation.engine.one_at_a_time import OneAtATime
 from chiasm.generation.engine.prompt import build_prompt
-from chiasm.generation.engine.runner import Runner
 from chiasm.models.generator import GeneratorCheckpoint
+from tests.generation import driving
+from tests.generation.driving import AnyEngine
 from tests.generation.tiny_models import picture, tiny_llava
 
 RED, BLUE, TALL = picture(), picture((20, 40, 220)), picture((10, 200, 60), (30, 90))
@@ -27,11 +30,15 @@ def seer(tmp_path_factory: pytest.TempPathFactory) -> GeneratorCheckpoint:
     return tiny_llava(tmp_path_factory.mktemp("seer"))
 
 
-def ask(runner: Runner, *messages: Message, **more: Any) -> tuple[str, Usage]:
-    events = list(runner.run(Request(messages, max_tokens=12, **more), arrived=None))
-    text = "".join(event.text for event in events if isinstance(event, TextDelta))
-    assert isinstance(events[-1], Completed)
-    return text, events[-1].usage
+@pytest.fixture(params=[Engine, OneAtATime])
+def kind(request: pytest.FixtureRequest) -> Any:
+    """Each of the two engines."""
+    return request.param
+
+
+def ask(engine: AnyEngine, *messages: Message, **more: Any) -> tuple[str, Usage]:
+    heard = driving.ask(engine, Request(messages, max_tokens=12, **more))
+    return heard.text, heard.usage
 
 
 def by_hand(seer: GeneratorCheckpoint, *messages: Message, steps: int = 12) -> str:
@@ -73,63 +80,70 @@ def test_each_picture_stands_where_it_was_put(seer: GeneratorCheckpoint) -> None
 
 @pytest.mark.parametrize("messages", [TURN[:1], TURN, (Message.user("Hello"),)])
 def test_answers_are_those_of_reading_everything_again(
-    seer: GeneratorCheckpoint, messages: tuple[Message, ...]
+    kind: Any, seer: GeneratorCheckpoint, messages: tuple[Message, ...]
 ) -> None:
-    assert ask(Runner(seer), *messages)[0] == by_hand(seer, *messages)
+    assert ask(kind(seer), *messages)[0] == by_hand(seer, *messages)
 
 
-def test_the_picture_matters(seer: GeneratorCheckpoint) -> None:
-    runner = Runner(seer)
-    answers = {ask(runner, Message.user(image, "What is this?"))[0] for image in (RED, BLUE, TALL)}
+def test_the_picture_matters(kind: Any, seer: GeneratorCheckpoint) -> None:
+    engine = kind(seer)
+    answers = {ask(engine, Message.user(image, "What is this?"))[0] for image in (RED, BLUE, TALL)}
     assert len(answers) == 3
 
 
-def test_a_second_question_reads_the_picture_from_the_cache(seer: GeneratorCheckpoint) -> None:
-    runner = Runner(seer)
-    first = ask(runner, Message.user(RED, "What is this?"))[1]
-    again, second = ask(runner, Message.user(RED, "How many birds can be seen?"))
+def test_a_second_question_reads_the_picture_from_the_cache(
+    kind: Any, seer: GeneratorCheckpoint
+) -> None:
+    engine = kind(seer)
+    first = ask(engine, Message.user(RED, "What is this?"))[1]
+    again, second = ask(engine, Message.user(RED, "How many birds can be seen?"))
     assert first.vision_flops > 0
     assert second.vision_flops == 0
     assert second.cached_tokens >= 16
     assert "encode" not in second.seconds
-    assert again == ask(Runner(seer), Message.user(RED, "How many birds can be seen?"))[0]
+    assert again == ask(kind(seer), Message.user(RED, "How many birds can be seen?"))[0]
 
 
 def test_another_picture_of_the_same_size_is_never_taken_for_the_first(
+    kind: Any,
     seer: GeneratorCheckpoint,
 ) -> None:
-    runner = Runner(seer)
-    ask(runner, Message.user(RED, "What is this?"))
-    said, usage = ask(runner, Message.user(BLUE, "What is this?"))
+    engine = kind(seer)
+    ask(engine, Message.user(RED, "What is this?"))
+    said, usage = ask(engine, Message.user(BLUE, "What is this?"))
     assert said == by_hand(seer, Message.user(BLUE, "What is this?"))
     before_the_picture = build_prompt((Message.user(BLUE, ""),), seer).pictures[0].at[0]
     assert usage.cached_tokens == before_the_picture
 
 
-def test_a_known_picture_elsewhere_is_not_encoded_again(seer: GeneratorCheckpoint) -> None:
-    runner = Runner(seer)
-    ask(runner, Message.user(RED, "What is this?"))
+def test_a_known_picture_elsewhere_is_not_encoded_again(
+    kind: Any, seer: GeneratorCheckpoint
+) -> None:
+    engine = kind(seer)
+    ask(engine, Message.user(RED, "What is this?"))
     question = Message.user("Look at this: ", BLUE, RED)
-    said, usage = ask(runner, question)
+    said, usage = ask(engine, question)
     assert said == by_hand(seer, question)
-    one = ask(Runner(seer), Message.user(BLUE, "x"))[1].vision_flops
+    one = ask(kind(seer), Message.user(BLUE, "x"))[1].vision_flops
     assert usage.vision_flops == one
 
 
 def test_a_long_prompt_is_read_in_pieces(
     seer: GeneratorCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chiasm.generation.engine.runner.PREFILL_CHUNK", 7)
-    assert ask(Runner(seer), *TURN)[0] == by_hand(seer, *TURN)
+    monkeypatch.setattr("chiasm.generation.engine.one_at_a_time.PREFILL_CHUNK", 7)
+    assert ask(OneAtATime(seer), *TURN)[0] == by_hand(seer, *TURN)
 
 
-def test_more_pictures_than_the_context_holds(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_more_pictures_than_the_context_holds(
+    kind: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     small = tiny_llava(tmp_path_factory.mktemp("small"), context=128)
-    runner = Runner(small)
+    engine = kind(small)
     with pytest.raises(ContextExceeded, match=r"160 of them for 10 pictures") as caught:
-        ask(runner, Message.user(*([RED] * 10), "What are these?"))
+        ask(engine, Message.user(*([RED] * 10), "What are these?"))
     assert caught.value.hint == "Send fewer or smaller pictures, or a shorter text."
-    assert ask(runner, Message.user(RED, "What is this?"))[1].images == 1
+    assert ask(engine, Message.user(RED, "What is this?"))[1].images == 1
 
 
 def test_a_template_that_takes_texts_alone(seer: GeneratorCheckpoint) -> None:

@@ -118,6 +118,7 @@ class Engine:
     def warm_up(self) -> None:
         """Do once what would make the first question wait."""
         self._passes.warm_up()
+        self.blocks.forget()  # what was in them has been written over
         if not self._fixed:
             spare = (_CROWD - 1) * self._passes.seconds_of_one
             self.running = min(max(4, int(spare / self._passes.seconds_a_row) + 1), MOST_RUNNING)
@@ -166,8 +167,8 @@ class Engine:
         self._waiting.sort(key=lambda text: text.order)
         while self._waiting and len(self._running) < self.running:
             text = self._waiting[0]
-            needed = -(-len(text.ids) // BLOCK_TOKENS)
-            if self._running and needed > self.blocks.available:
+            promised = sum(other.blocks_to_come for other in self._running)
+            if self._running and promised + text.blocks_to_come > self.blocks.available:
                 return
             del self._waiting[0]
             self._running.append(text)
@@ -192,14 +193,15 @@ class Engine:
             text.keys.append(key)
             text.computed = end
         similar = self.blocks.find_similar(key, text.units[text.computed : -1])
-        if similar is not None and self.blocks.available:
+        if similar is not None:
             # A copy of a block that begins alike; what is different in it is written over.
             block, shared = similar
-            self.blocks.share(block)
-            text.blocks.append(self.blocks.take())
-            self._passes.copy_block(block, text.blocks[-1])
+            self.blocks.share(block)  # or it might itself be the last that can be taken
+            if self.blocks.available:
+                text.blocks.append(self.blocks.take())
+                self._passes.copy_block(block, text.blocks[-1])
+                text.computed += shared
             self.blocks.release([block])
-            text.computed += shared
 
     # Pictures -----------------------------------------------------------------------------------
 
@@ -215,16 +217,20 @@ class Engine:
         while (text := next_to_encode(self._running)) is not None:
             missing = text.missing
             assert missing is not None
-            number, picture = missing
-            features = self._features.get(text.question.request.tenant, picture.digest)
+            _, picture = missing
+            tenant = text.question.request.tenant
+            features = self._features.get(tenant, picture.digest)
             if features is None:
                 try:
                     features = self._encode_slice(text.question, picture)
+                    text.encoded += features is not None
                 except Exception as error:
                     self._end(text.question, error)
                     continue
             if features is not None:
-                text.features[number] = features
+                # To all, whatever the cache has room for.
+                for other in (*self._running, *self._waiting):
+                    other.give(tenant, picture.digest, features)
                 if seconds == math.inf:
                     break  # nobody waits for tokens yet, and this one's prompt can be read
             if time.perf_counter() - begun > seconds:
@@ -267,10 +273,12 @@ class Engine:
         begun = time.perf_counter()
         logits = self._passes.run(pieces)
         took = time.perf_counter() - begun
+        for question in {text.question for text in texts}:  # of several answers each has the same
+            question.ledger.add("decode" if question.ledger.answer_tokens else "prefill", took)
         for text, piece, scores in zip(texts, pieces, logits, strict=True):
             if text not in self._running:  # its question has ended with another of its answers
                 continue
-            self._account(text, len(piece.embeddings), took)
+            self._account(text, len(piece.embeddings))
             text.computed += len(piece.embeddings)
             self._learn(text)
             if scores is not None:
@@ -321,11 +329,9 @@ class Engine:
             if text.question.pictures[number].at[-1] < text.computed:
                 del text.features[number]
 
-    def _account(self, text: Text, tokens: int, seconds: float) -> None:
-        ledger = text.question.ledger
-        ledger.add("decode" if ledger.answer_tokens else "prefill", seconds)
+    def _account(self, text: Text, tokens: int) -> None:
         logits = 1 if text.left == tokens else 0
-        ledger.language_flops += decoder_flops(
+        text.question.ledger.language_flops += decoder_flops(
             self.checkpoint.config, tokens, before=text.computed, logits=logits
         )
 

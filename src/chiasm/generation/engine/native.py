@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from chiasm.errors import NotReady
@@ -42,8 +43,9 @@ class NativeGenerator:
             Engine(checkpoint, **options) if batched else OneAtATime(checkpoint)
         )
         self.running = self._engine.running
-        self._inbox: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Question | Future[None] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
+        self._door = threading.Lock()
         self._worker = threading.Thread(target=self._work, name="generation", daemon=True)
         self._worker.start()
 
@@ -55,7 +57,7 @@ class NativeGenerator:
     @property
     def context(self) -> int:
         """Tokens that prompt and answer may have together."""
-        return self.checkpoint.context
+        return self._engine.context
 
     @property
     def places(self) -> int:
@@ -82,7 +84,7 @@ class NativeGenerator:
         self._check_open()
         question = await asyncio.to_thread(self._engine.read, request, arrived=arrived, say=say)
         del request  # and with it the pictures' pixels
-        self._inbox.put(question)
+        self._hand_over(question)
         try:
             while (event := await said.get()) is not None:
                 if isinstance(event, BaseException):
@@ -96,7 +98,7 @@ class NativeGenerator:
         said: queue.SimpleQueue[Said] = queue.SimpleQueue()
         self._check_open()
         question = self._engine.read(request, arrived=time.perf_counter(), say=said.put)
-        self._inbox.put(question)
+        self._hand_over(question)
         try:
             while (event := said.get()) is not None:
                 if isinstance(event, BaseException):
@@ -107,17 +109,26 @@ class NativeGenerator:
 
     def warm_up(self) -> None:
         """Do once what would make the first question wait; before any is asked. Blocks."""
-        self._engine.warm_up()
+        done: Future[None] = Future()
+        self._hand_over(done)
+        done.result()
 
     def close(self) -> None:
         """Give up what is under way and refuse what comes. Blocks until the thread has ended."""
-        self._closed.set()
-        self._inbox.put(None)
+        with self._door:
+            self._closed.set()
+            self._inbox.put(None)
         self._worker.join()
 
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise NotReady("The generator is stopping.")
+
+    def _hand_over(self, item: Question | Future[None]) -> None:
+        """To the thread, which hears of all that came in before the door was closed."""
+        with self._door:
+            self._check_open()
+            self._inbox.put(item)
 
     def _work(self) -> None:
         while not self._closed.is_set():
@@ -131,16 +142,27 @@ class NativeGenerator:
         self._engine.close()
 
     def _take_in(self) -> None:
-        """Hand over the questions that have come; wait for one where there is nothing to do."""
+        """Hand over what has come; wait for one where there is nothing to do."""
         wait = self._engine.idle and not self._closed.is_set()
         while True:
             try:
-                question = self._inbox.get(block=wait)
+                item = self._inbox.get(block=wait)
             except queue.Empty:
                 return
             wait = False
-            if question is not None:
-                self._engine.add(question)
+            if isinstance(item, Future):
+                self._warm_up(item)
+            elif item is not None:
+                self._engine.add(item)
+
+    def _warm_up(self, done: Future[None]) -> None:
+        try:
+            if self._engine.idle and not self._closed.is_set():
+                self._engine.warm_up()
+        except Exception as error:  # whoever waits for it hears of it
+            done.set_exception(error)
+        else:
+            done.set_result(None)
 
 
 def load_native_generator(

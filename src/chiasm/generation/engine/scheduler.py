@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from chiasm.generation.engine.answer import Answer
+from chiasm.generation.engine.kernels.arithmetic import BLOCK_TOKENS
 from chiasm.generation.engine.prompt import Unit
 from chiasm.generation.engine.question import PictureInputs, Question
 
@@ -25,6 +26,7 @@ class Text:
     answers: what goes on from here: all of a request's until its prompt has been read, one then.
     blocks, keys: the memory of what has been read, and the keys of the blocks that are full.
     features: of pictures that have been encoded and not yet been read, by their number.
+    encoded: how many pictures the engine has had to encode for it.
     """
 
     question: Question
@@ -36,6 +38,7 @@ class Text:
     blocks: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     features: dict[int, Tensor] = field(default_factory=dict)
+    encoded: int = 0
 
     def recall_pictures(self) -> None:
         """Have only the features that were known when the question was read."""
@@ -60,6 +63,18 @@ class Text:
                 return number, picture
         return None
 
+    def give(self, tenant: str, digest: str, features: Tensor) -> None:
+        """A picture has been encoded, maybe one of its own."""
+        if (tenant, digest) in self.unseen:
+            for number, picture in enumerate(self.question.pictures):
+                if picture.digest == digest and picture.at[-1] >= self.computed:
+                    self.features[number] = features
+
+    @property
+    def blocks_to_come(self) -> int:
+        """How many more it needs for what is to be read now."""
+        return -(-len(self.ids) // BLOCK_TOKENS) - len(self.blocks)
+
     @property
     def unseen(self) -> list[tuple[str, str]]:
         """Tenant and digest of the pictures that are to be encoded."""
@@ -81,22 +96,27 @@ def share_out(texts: Sequence[Text], *, rows: int, beside: int) -> dict[Text, in
 
     rows: of a pass at most. beside: of a pass in which somebody decodes.
     """
-    shares = {text: 1 for text in texts if text.left == 1 and text.readable}
-    room = (beside if shares else rows) - len(shares)
+    decoding = [text for text in texts if text.left == 1 and text.readable]
+    decoding = sorted(decoding, key=lambda text: text.order)[:rows]
+    shares = dict.fromkeys(decoding, 1)
+    room = min(beside, rows) if decoding else rows
+    room = min(max(room - len(decoding), 1), rows - len(decoding))  # whoever reads goes on reading
     reading = [text for text in texts if text.left > 1 and text.readable]
+    # Where there is not a token for each the first have one; who they are changes as they are read.
+    reading = sorted(reading, key=lambda text: text.order)[:room]
     # Those with little to read leave the rest of their share to the others.
     reading.sort(key=lambda text: text.readable)
     for number, text in enumerate(reading):
-        share = min(text.readable, max(room // (len(reading) - number), 0))
-        if share:
-            shares[text] = share
-            room -= share
-    if reading and not any(text in shares for text in reading):
-        shares[min(reading, key=lambda text: text.order)] = 1  # never nothing
+        shares[text] = min(text.readable, room // (len(reading) - number))
+        room -= shares[text]
     return shares
 
 
 def next_to_encode(texts: Sequence[Text]) -> Text | None:
-    """Whose picture is encoded next: the one's that has had the fewest."""
+    """Whose picture is encoded next: of those with the first priority, who has had the fewest."""
     wanting = [text for text in texts if text.missing is not None]
-    return min(wanting, key=lambda text: (len(text.features), text.order), default=None)
+    return min(
+        wanting,
+        key=lambda text: (text.question.request.priority, text.encoded, text.order),
+        default=None,
+    )

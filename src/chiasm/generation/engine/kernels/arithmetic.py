@@ -23,9 +23,17 @@ from chiasm.generation.engine.kernels.tiles import (
     power_of_two,
 )
 
-compiled = njit(nogil=True, cache=True)
+# Parts of `step.forward`, which alone is called from Python: they need no way in from there, and to
+# compile those ways takes longer than all that is behind them.
+compiled = njit(nogil=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 # Sums may be taken in the order that suits the machine: always the same one for the same length.
-reordered = njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract", "arcp"})
+reordered = njit(
+    nogil=True,
+    _nrt=False,
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+    fastmath={"reassoc", "nsz", "contract", "arcp"},
+)
 
 BLOCK_TOKENS = 16
 """Tokens whose keys, or values, lie together in the cache."""
@@ -89,7 +97,7 @@ def narrow(x: Any, row: Any, width: Any, limit: Any, out: Any, scales: Any) -> N
     raise NotImplementedError("only numba calls it")
 
 
-@overload(narrow, jit_options={"nogil": True})
+@overload(narrow, jit_options={"nogil": True, "_nrt": False})
 def _narrow(x: Any, row: Any, width: Any, limit: Any, out: Any, scales: Any) -> Any:
     if out.dtype == types.float32:
 
@@ -145,7 +153,7 @@ def product(
     raise NotImplementedError("only numba calls it")
 
 
-@overload(product, jit_options={"nogil": True})
+@overload(product, jit_options={"nogil": True, "_nrt": False})
 def _product(
     weights: Any, scales: Any, layer: Any, x: Any, x_scales: Any, rows: Any, start: Any, end: Any,
     out: Any, adds: Any,

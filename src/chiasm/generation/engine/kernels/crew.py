@@ -20,8 +20,8 @@ class Crew:
         self._network = network
         self._bench = _bench(network, threads, rows, context)
         self._pass: tuple[Pool, Rows] | None = None
+        self._compiled = False
         self._begin = [threading.Semaphore(0) for _ in range(threads - 1)]
-        self._failures: list[BaseException] = []
         self._ended = threading.Semaphore(0)
         self._others = [
             threading.Thread(target=self._work, args=(n + 1,), name=f"kernels-{n + 1}", daemon=True)
@@ -32,6 +32,9 @@ class Crew:
 
     def run(self, pool: Pool, batch: Rows) -> None:
         """The pass; its results are in `pool` and `batch.logits`. Blocks."""
+        if not self._compiled:  # alone: if that fails, nobody waits for the others for ever
+            forward(0, 1, self._network, pool, batch.none(), self._bench)
+            self._compiled = True
         self._bench.meeting[0] = 0
         self._pass = (pool, batch)
         for begin in self._begin:

@@ -76,6 +76,8 @@ class Passes:
             first = int(ends[number]) - lengths[number]
             positions[first : ends[number]] = range(piece.start, piece.start + lengths[number])
         wanted = [int(end) - 1 for end, piece in zip(ends, pieces, strict=True) if piece.wanted]
+        if len(positions) > MOST_ROWS or len(wanted) > len(self._logits):  # no kernel would notice
+            raise ValueError(f"{len(positions)} rows with {len(wanted)} logits are too many")
         logits = self._logits[: len(wanted)]
         rows = Rows(
             x=torch.cat([piece.embeddings for piece in pieces]).numpy(),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import njit
 
 from chiasm.generation.engine.kernels import tiles
 from chiasm.generation.engine.kernels.arithmetic import (
@@ -37,7 +40,8 @@ class Network(NamedTuple):
 
     norm1, norm2: float32 [layers, width]. q_norm, k_norm: [layers, head width], or [layers, 0].
     norm: [width]. head: of one layer. cos, sin: [positions, head width].
-    limit: the largest whole number that a rounded row may hold.
+    limits: the largest whole number that a rounded row may hold, where it meets qkv, gate_up or
+    the head; out; down.
     """
 
     qkv: Matrices
@@ -81,6 +85,11 @@ class Rows(NamedTuple):
     blocks: Any
     wanted: Any
     logits: Any
+
+    def none(self) -> Rows:
+        """The same without a row."""
+        x, positions, text, blocks, wanted, logits = self
+        return Rows(x[:0], positions[:0], text[:0], blocks, wanted[:0], logits[:0])
 
 
 class Bench(NamedTuple):
@@ -135,7 +144,7 @@ def _normalised(x: Any, weights: Any, layer: Any, eps: Any, limit: Any, bench: A
                 rank: Any, threads: Any) -> None:  # fmt: skip
     """A thread's share of the rows, through a norm and ready for a product."""
     for row in range(rank, rows, threads):
-        normalise(x, row, 0, weights, layer, eps, bench.wide, row)
+        normalise(x, row, np.int64(0), weights, layer, eps, bench.wide, row)
         narrow(bench.wide, row, x.shape[1], limit, bench.narrow, bench.scales)
 
 
@@ -169,11 +178,10 @@ def _place(network: Any, layer: Any, pool: Any, batch: Any, bench: Any, rank: An
 
 
 @compiled
-def _attend(network: Any, layer: Any, pool: Any, batch: Any, bench: Any, rank: Any,
+def _attend(heads: Any, group: Any, layer: Any, pool: Any, batch: Any, bench: Any, rank: Any,
             threads: Any) -> None:  # fmt: skip
-    """A thread's share of the rows' heads."""
-    width, heads = pool.keys.shape[4], network.heads
-    group = heads // network.key_heads
+    """A thread's share of the rows' heads, of which a group has the same keys."""
+    width = pool.keys.shape[4]
     keys = pool.keys.ctypes.data + layer * pool.keys.strides[0]
     values = pool.values.ctypes.data + layer * pool.values.strides[0]
     stride, head_stride = pool.keys.strides[1], pool.keys.strides[2]
@@ -189,41 +197,72 @@ def _attend(network: Any, layer: Any, pool: Any, batch: Any, bench: Any, rank: A
         )  # fmt: skip
 
 
-@compiled
-def forward(rank: int, threads: int, network: Any, pool: Any, batch: Any, bench: Any) -> None:
-    """All layers and the head over a batch; every thread of a crew calls it with its rank.
+# All of it --------------------------------------------------------------------------------------
 
-    `bench.meeting` is 0 before. A row attends to what its text holds up to its own position: keys
-    and values of earlier positions must be in the pool, or be rows of this batch.
+
+def sources() -> int:
+    """A digest of all that `forward` is compiled from, in 63 bits."""
+    hashed = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        hashed.update(path.read_bytes())
+    return int.from_bytes(hashed.digest()[:8], "little") >> 1
+
+
+def _way_in(made_from: int) -> Any:
+    """Compiled when it is first called, and kept on disk for the next process.
+
+    numba would take what it finds there as long as this file is the same. It also looks at what a
+    function encloses: with the digest of all files a change in any of them is seen.
     """
-    x, wide, limits, eps = batch.x, bench.wide, network.limits, network.eps
-    rows, inner, mixed, met = len(x), network.inner, bench.mixed.shape[1], 0
-    for layer in range(network.norm1.shape[0]):
-        _normalised(x, network.norm1, layer, eps, limits[0], bench, rows, rank, threads)
-        met = _meet(bench, threads, met)
-        _multiply(network.qkv, layer, bench, rows, wide, False, rank, threads)
-        met = _meet(bench, threads, met)
-        _place(network, layer, pool, batch, bench, rank, threads)
-        met = _meet(bench, threads, met)
-        _attend(network, layer, pool, batch, bench, rank, threads)
-        met = _meet(bench, threads, met)
-        for row in range(rank, rows, threads):
-            narrow(bench.mixed, row, mixed, limits[1], bench.narrow, bench.scales)
-        met = _meet(bench, threads, met)
-        _multiply(network.out, layer, bench, rows, x, True, rank, threads)
-        met = _meet(bench, threads, met)
-        _normalised(x, network.norm2, layer, eps, limits[0], bench, rows, rank, threads)
-        met = _meet(bench, threads, met)
-        _multiply(network.gate_up, layer, bench, rows, wide, False, rank, threads)
-        met = _meet(bench, threads, met)
-        for row in range(rank, rows, threads):
-            gated(wide, row, inner)
-            narrow(wide, row, inner, limits[2], bench.narrow, bench.scales)
-        met = _meet(bench, threads, met)
-        _multiply(network.down, layer, bench, rows, x, True, rank, threads)
-        met = _meet(bench, threads, met)
-    for n in range(rank, len(batch.wanted), threads):
-        normalise(x, batch.wanted[n], 0, network.norm, 0, eps, wide, n)
-        narrow(wide, n, x.shape[1], limits[0], bench.narrow, bench.scales)
-    _meet(bench, threads, met)
-    _multiply(network.head, 0, bench, len(batch.wanted), batch.logits, False, rank, threads)
+
+    def forward(rank: int, threads: int, network: Any, pool: Any, batch: Any, bench: Any) -> int:
+        """All layers and the head over a batch; every thread of a crew calls it with its rank.
+
+        `bench.meeting` is 0 before. A row attends to what its text holds up to its own position:
+        keys and values of earlier positions must be in the pool, or be rows of this batch.
+        The digest of the sources that it was compiled from.
+        """
+        x, wide, limits, eps = batch.x, bench.wide, network.limits, network.eps
+        rows, inner, mixed = len(x), network.inner, bench.mixed.shape[1]
+        group = network.heads // network.key_heads
+        # Not as literals: for each of those numba would compile what they are given to once more.
+        first, sets, adds = np.int64(0), np.bool_(False), np.bool_(True)
+        met = first
+        for layer in range(network.norm1.shape[0]):
+            _normalised(x, network.norm1, layer, eps, limits[0], bench, rows, rank, threads)
+            met = _meet(bench, threads, met)
+            _multiply(network.qkv, layer, bench, rows, wide, sets, rank, threads)
+            met = _meet(bench, threads, met)
+            _place(network, layer, pool, batch, bench, rank, threads)
+            met = _meet(bench, threads, met)
+            _attend(network.heads, group, layer, pool, batch, bench, rank, threads)
+            met = _meet(bench, threads, met)
+            for row in range(rank, rows, threads):
+                narrow(bench.mixed, row, mixed, limits[1], bench.narrow, bench.scales)
+            met = _meet(bench, threads, met)
+            _multiply(network.out, layer, bench, rows, x, adds, rank, threads)
+            met = _meet(bench, threads, met)
+            _normalised(x, network.norm2, layer, eps, limits[0], bench, rows, rank, threads)
+            met = _meet(bench, threads, met)
+            _multiply(network.gate_up, layer, bench, rows, wide, sets, rank, threads)
+            met = _meet(bench, threads, met)
+            for row in range(rank, rows, threads):
+                gated(wide, row, inner)
+                narrow(wide, row, inner, limits[2], bench.narrow, bench.scales)
+            met = _meet(bench, threads, met)
+            _multiply(network.down, layer, bench, rows, x, adds, rank, threads)
+            met = _meet(bench, threads, met)
+        for n in range(rank, len(batch.wanted), threads):
+            normalise(x, np.int64(batch.wanted[n]), first, network.norm, first, eps, wide, n)
+            narrow(wide, n, x.shape[1], limits[0], bench.narrow, bench.scales)
+        _meet(bench, threads, met)
+        _multiply(network.head, first, bench, len(batch.wanted), batch.logits, sets, rank, threads)
+        return made_from
+
+    try:
+        return njit(nogil=True, _nrt=False, cache=True)(forward)
+    except RuntimeError:  # there is no folder that may be written to
+        return njit(nogil=True, _nrt=False)(forward)
+
+
+forward = _way_in(sources())

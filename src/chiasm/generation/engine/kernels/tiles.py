@@ -105,12 +105,12 @@ class _Loop:
         builder.position_at_end(self._end)
 
 
-def _four_sums(builder: Any, sums: Sequence[Any], add: Any) -> Any:
+def _four_sums(builder: Any, sums: Sequence[Any]) -> Any:
     """Four vectors of eight → the sums of each, as one vector of four, in a fixed order."""
     even, odd = [0, 2, 4, 6, 8, 10, 12, 14], [1, 3, 5, 7, 9, 11, 13, 15]
 
     def paired(a: Any, b: Any, count: int = 8) -> Any:
-        return add(_pick(builder, a, b, even[:count]), _pick(builder, a, b, odd[:count]))
+        return builder.fadd(_pick(builder, a, b, even[:count]), _pick(builder, a, b, odd[:count]))
 
     # [a01 a23 a45 a67 b01 …], then [a0123 a4567 b0123 …], then [a b c d].
     all_four = paired(paired(sums[0], sums[1]), paired(sums[2], sums[3]))
@@ -118,7 +118,7 @@ def _four_sums(builder: Any, sums: Sequence[Any], add: Any) -> Any:
         _pick(builder, all_four, all_four, even[:4]),
         _pick(builder, all_four, all_four, odd[:4]),
     )
-    return add(*halves)
+    return builder.fadd(*halves)
 
 
 def _made_product(columns: int, *, integers: bool) -> Any:
@@ -169,9 +169,10 @@ def _made_product(columns: int, *, integers: bool) -> Any:
             loop.close(sums)
             for column in range(columns):
                 four = [sums[row * columns + column] for row in range(ROWS)]
-                made = _four_sums(builder, four, builder.add if integers else builder.fadd)
+                if integers:  # each fits 32 bits; all eight together may not
+                    four = [builder.sitofp(each, _FLOATS) for each in four]
+                made = _four_sums(builder, four)
                 if integers:
-                    made = builder.sitofp(made, _vector(_FLOAT, ROWS))
                     at = _offset(builder, x_scales, 4 * column)
                     each = _spread(builder, _load(builder, at, _FLOAT, 4), ROWS)
                     made = builder.fmul(made, _load(builder, scales, made.type, 4))
@@ -225,7 +226,7 @@ def four_scores(typing: Any, keys: Any, stride: Any, query: Any, steps: Any, out
             for s, total in zip(starts, loop.values, strict=True)
         ]
         loop.close(sums)
-        _store(builder, _four_sums(builder, sums, builder.fadd), out, 4)
+        _store(builder, _four_sums(builder, sums), out, 4)
 
     return signature, generate
 
