@@ -158,7 +158,7 @@ class Overloaded(ChiasmError):
 
     http_status = 429
     exit_code = 8
-    code = "overloaded"
+    code = "queue_full"
     kind = "rate_limit_error"
 
     def __init__(self, message: str, *, retry_after: int, hint: str | None = None) -> None:

@@ -92,7 +92,7 @@ def test_the_queue_is_bounded_and_whoever_waits_is_answered(
         refused = ask(small, stream=stream)
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1
-        assert error_of(refused)["code"] == "overloaded"
+        assert error_of(refused)["code"] == "queue_full"
         assert error_of(refused)["type"] == "rate_limit_error"
         gate.set()
         answers = [each.result() for each in (*admitted, *waiting)]
