@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 
 
 class NativeGenerator:
-    """A checkpoint of `chiasm.models`, run here. Safe to use from several threads and tasks.
-
-    running: questions that are worked on at once.
-    """
+    """A checkpoint of `chiasm.models`, run here. Safe to use from several threads and tasks."""
 
     def __init__(
         self, checkpoint: GeneratorCheckpoint, *, name: str | None = None, **options: Any
@@ -42,7 +39,6 @@ class NativeGenerator:
         self._engine: Engine | OneAtATime = (
             Engine(checkpoint, **options) if batched else OneAtATime(checkpoint)
         )
-        self.running = self._engine.running
         self._inbox: queue.SimpleQueue[Question | Future[None] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._door = threading.Lock()
@@ -58,6 +54,11 @@ class NativeGenerator:
     def context(self) -> int:
         """Tokens that prompt and answer may have together."""
         return self._engine.context
+
+    @property
+    def running(self) -> int:
+        """Questions that are worked on at once; `warm_up` may find that fewer are better."""
+        return self._engine.running
 
     @property
     def places(self) -> int:
