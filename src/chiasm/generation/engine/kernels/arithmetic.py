@@ -26,6 +26,14 @@ from chiasm.generation.engine.kernels.tiles import (
 # Parts of `step.forward`, which alone is called from Python: they need no way in from there, and to
 # compile those ways takes longer than all that is behind them.
 compiled = njit(nogil=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+# In the order that is written, but a product and a sum may be rounded once.
+fused = njit(
+    nogil=True,
+    _nrt=False,
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+    fastmath={"contract"},
+)
 # Sums may be taken in the order that suits the machine: always the same one for the same length.
 reordered = njit(
     nogil=True,
@@ -48,10 +56,10 @@ _E2, _E3, _E4 = np.float32(1 / 2), np.float32(1 / 6), np.float32(1 / 24)
 _E5, _E6, _E7 = np.float32(1 / 120), np.float32(1 / 720), np.float32(1 / 5040)
 
 
-@reordered
+@fused
 def exp(x: Any) -> Any:
     """E to a float32, within 2 units in the last place; in plain steps, so that loops of it become
-    vectors.
+    vectors. Not reordered: the parts of ln 2 would be added up first, and what they are for lost.
     """
     x = min(max(x, _LOWEST), _HIGHEST)
     whole = np.floor(x * _LOG2_E + _HALF)
