@@ -15,6 +15,8 @@ from chiasm.models.checkpoint import save_checkpoint
 from chiasm.models.clip import CLIPVisionConfig
 from chiasm.models.decoder import Decoder, DecoderConfig
 from chiasm.models.generator import GeneratorCheckpoint
+from chiasm.models.idefics3 import Idefics3, SmolVLMConfig, SmolVLMVisionConfig
+from chiasm.models.idefics3_reader import Idefics3Reader
 from chiasm.models.llava import LLaVA, LLaVAConfig
 from chiasm.models.llava_reader import LLaVAReader, PatchTokens
 from chiasm.models.preprocess import ImagePreprocessor
@@ -112,6 +114,40 @@ def tiny_llava(folder: Path, *, context: int = 2048, seed: int = 0) -> Generator
     )
     reader = LLaVAReader(preprocessor, PatchTokens(patch_size=8, extra=1, strategy="default"))
     return GeneratorCheckpoint(model, reader, talker.tokenizer, "tiny-llava", "e" * 64)
+
+
+def tiny_smolvlm(folder: Path, *, context: int = 2048, seed: int = 0) -> GeneratorCheckpoint:
+    """A SmolVLM of random weights: tiles of 32 pixels, 4 tokens each, with words around them."""
+    talker = tiny_language_model(folder, context=context, seed=seed)
+    config = SmolVLMConfig(
+        text_config=talker.config,
+        vision_config=SmolVLMVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+        ),
+        image_token_id=talker.tokenizer.token_id("<image>"),
+        scale_factor=2,
+    )
+    torch.manual_seed(seed)
+    model = Idefics3(config).eval().requires_grad_(False)
+    model.decoder = talker.decoder
+    for part in (model.projector, model.image_tower):
+        for parameter in part.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    preprocessor = ImagePreprocessor.from_config(
+        {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"height": 32, "width": 32},
+            "do_center_crop": False,
+        }
+    )
+    reader = Idefics3Reader(preprocessor, longest=64, split=True, tile_tokens=4, kind="SmolVLM")
+    return GeneratorCheckpoint(model, reader, talker.tokenizer, "tiny-smolvlm", "c" * 64)
 
 
 def picture(
