@@ -85,12 +85,15 @@ def measure(mode: str, folder: str, tokens: int) -> None:
         )
         for question in questions
     )
-    wanted = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+
+    def wanted() -> Any:  # each time anew: `generate` writes into it
+        return SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+
     gaps, rates = [], []
     for run in range(3):
-        times = stamps(llm, first, wanted)
+        times = stamps(llm, first, wanted())
         begun = time.perf_counter()
-        answers = llm.generate(others, wanted, use_tqdm=False)
+        answers = llm.generate(others, wanted(), use_tqdm=False)
         took = time.perf_counter() - begun
         if run:  # the first warms up
             gaps += [after - before for before, after in itertools.pairwise(times)]
