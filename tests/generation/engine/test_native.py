@@ -1,0 +1,137 @@
+"""The thread around an engine: failures, endings, and those who ask at the wrong time."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from chiasm.errors import NotReady
+from chiasm.generation import Completed, Message, NativeGenerator, Request
+from chiasm.generation.engine.engine import Engine
+from chiasm.generation.engine.kernels.passes import Passes
+from chiasm.generation.engine.one_at_a_time import OneAtATime
+from chiasm.models.decoder import Decoder
+from chiasm.models.generator import GeneratorCheckpoint
+from tests.generation.driving import Heard, ask
+
+ENDLESS = {"type": "string", "minLength": 1000}
+
+
+@pytest.fixture
+def generator(llava: GeneratorCheckpoint) -> Iterator[NativeGenerator]:
+    made = NativeGenerator(llava)
+    yield made
+    made.close()
+
+
+def asked(text: str, **more: Any) -> Request:
+    return Request((Message.user(text),), **{"max_tokens": 6, **more})
+
+
+def test_a_pass_that_fails_ends_those_questions_and_no_others(
+    generator: NativeGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Passes.run
+    broken = True
+
+    def failing(self: Passes, pieces: Any) -> Any:
+        if broken:
+            raise RuntimeError("a processor has melted")
+        return run(self, pieces)
+
+    monkeypatch.setattr(Passes, "run", failing)
+    with pytest.raises(RuntimeError, match="melted"):
+        list(generator.run(asked("Hello")))
+    broken = False
+    events = list(generator.run(asked("Hello")))
+    assert isinstance(events[-1], Completed)
+    engine = generator._engine
+    assert isinstance(engine, Engine)
+    assert engine.blocks.available == engine.blocks.count
+
+
+def test_a_warm_up_before_and_between_questions(generator: NativeGenerator) -> None:
+    generator.warm_up()
+    first = Heard(list(generator.run(asked("What is this?")))).text
+    generator.warm_up()
+    assert Heard(list(generator.run(asked("What is this?")))).text == first
+    assert 4 <= generator.running <= 16
+
+
+def test_a_warm_up_that_fails_is_heard_of(
+    generator: NativeGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: Passes) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(Passes, "warm_up", failing)
+    with pytest.raises(RuntimeError, match="no compiler"):
+        generator.warm_up()
+    assert list(generator.run(asked("Hello")))
+
+
+def test_closing_while_many_are_answered(llava: GeneratorCheckpoint) -> None:
+    generator = NativeGenerator(llava, running=3)
+    ended: list[BaseException] = []
+    begun = threading.Semaphore(0)
+
+    def ask(number: int) -> None:
+        try:
+            for _ in generator.run(asked(f"{number}", max_tokens=1500, schema=ENDLESS)):
+                begun.release()
+        except NotReady as error:
+            ended.append(error)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for _ in range(6):
+        assert begun.acquire(timeout=60)
+    generator.close()
+    for thread in threads:
+        thread.join(60)
+    assert len(ended) == 6
+    for call in (lambda: list(generator.run(asked("Hello"))), generator.warm_up):
+        with pytest.raises(NotReady):
+            call()
+
+
+def test_a_question_that_was_read_while_the_door_closed_hears_of_it(
+    llava: GeneratorCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = NativeGenerator(llava)
+    read = Engine.read
+
+    def slow(self: Engine, *args: Any, **more: Any) -> Any:
+        question = read(self, *args, **more)
+        generator.close()
+        return question
+
+    monkeypatch.setattr(Engine, "read", slow)
+    with pytest.raises(NotReady):
+        list(generator.run(asked("Hello")))
+
+
+def test_the_context_is_what_the_memory_holds(llava: GeneratorCheckpoint) -> None:
+    generator = NativeGenerator(llava, pool_bytes=0)
+    assert generator.context == 64 < llava.context
+    generator.close()
+
+
+def test_what_the_kernels_cannot_run_is_answered_one_at_a_time(
+    llava: GeneratorCheckpoint,
+) -> None:
+    config = dataclasses.replace(llava.config, head_dim=12)
+    torch.manual_seed(3)
+    odd = Decoder(config).eval().requires_grad_(False)
+    checkpoint = GeneratorCheckpoint(odd, None, llava.tokenizer, "odd", "9" * 64)
+    generator = NativeGenerator(checkpoint, precision="int8", pool_bytes=2**20)
+    assert generator.running == 1
+    said = Heard(list(generator.run(asked("Hello")))).text
+    assert said == ask(OneAtATime(checkpoint), asked("Hello")).text
+    generator.close()
