@@ -64,7 +64,7 @@ def main() -> None:
             asked = [picture for picture in aside if not picture.glyph]
             image_head, text_head, _ = fit(cache, chosen, settings["heads"])
             with torch.no_grad():
-                summaries = cache.views[0][[place[p.path] for p in asked]].float()
+                summaries = cache.plain[[place[p.path] for p in asked]].float()
                 images = F.normalize(image_head(summaries, cache.logits(summaries)), dim=-1)
                 texts = F.normalize(text_head(cache.text([p.caption for p in asked])), dim=-1)
             similarity = texts @ images.T

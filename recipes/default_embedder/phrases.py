@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pictures import Picture, head_noun
+from wordnet import Nouns
 
 TEMPLATES = ("a {}", "a photo of a {}", "a picture of a {}", "a drawing of a {}", "the {}", "{}s")
 _VOWEL = re.compile(r"\ba ([aeiou])")
@@ -69,6 +70,28 @@ def imagenet(info: Path) -> list[list[str]]:
                 *(said(template, names[0]) for template in TEMPLATES[:4]),
                 f"{names[0]}, {definitions[synset]}",
                 lemmas[synset],
+            ]
+        )
+    return phrases
+
+
+def imagenet_kinds(info: Path, nouns: Nouns) -> list[list[Phrase]]:
+    """For each of the 1000 classes its name beside what it is a kind of, and its definition.
+
+    A bare name means too much ("drake", "crane", "bow"); beside its hypernyms it means one thing.
+    """
+    lemmas = _table(info / "imagenet_synset_to_lemma.txt")
+    definitions = _table(info / "imagenet_synset_to_definition.txt")
+    phrases = []
+    for synset in (info / "imagenet_synsets.txt").read_text(encoding="utf-8").split():
+        name = lemmas[synset].partition(",")[0].strip()
+        above = [nouns.synsets[key].names[0] for key in nouns.line(synset.removeprefix("n"))]
+        phrases.append(
+            [
+                Phrase(f"{name}, a kind of {above[0]}", 1.0),
+                Phrase(f"{name} ({', '.join(above[:3])})", 1.0),
+                Phrase(said(f"a {{}} is a {above[0]}", name), 1.0),
+                Phrase(f"{name}, {definitions[synset]}", 0.9),
             ]
         )
     return phrases

@@ -10,10 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import phrases
 import pictures as sources
 import torch
 from pictures import Picture
 from torch import Tensor
+from wordnet import Nouns
 
 from chiasm.models.bert import BERT
 from chiasm.models.catalog import pull
@@ -68,6 +70,17 @@ def split(found: list[Picture], settings: dict[str, Any], salt: str | None = Non
         validation=rules["validation_stamps"],
         near_duplicate_bits=settings["pictures"]["near_duplicate_bits"],
     )
+
+
+def imagenet(settings: dict[str, Any]) -> Path:
+    """Where the names of the ImageNet classes lie."""
+    return Path(settings["work"]) / "fetched/timm/data/_info"
+
+
+def class_kinds(settings: dict[str, Any]) -> list[list[phrases.Phrase]]:
+    """For each ImageNet class what it is, by WordNet."""
+    nouns = Nouns(Path(settings["work"]) / "fetched/usr/share/wordnet")
+    return phrases.imagenet_kinds(imagenet(settings), nouns)
 
 
 def views_of(picture: Picture, settings: dict[str, Any]) -> int:

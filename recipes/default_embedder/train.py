@@ -24,6 +24,7 @@ import phrases
 import recipe
 import torch
 import torch.nn.functional as F
+from features import PLAIN
 from pictures import Picture
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -39,16 +40,21 @@ WIDTHS = (16 + 24 + 40 + 80 + 112, 192 + 320, 1280, 1280)
 class Cache:
     """What the towers said.
 
-    views: a round each, float16 [pictures, values]; a row of zeros where a picture has fewer.
+    plain: the view that the embedder makes of a file, float16 [pictures, values].
+    views: a round each, the first squashed, the others composed; a row of zeros where a picture has
+    fewer. stamp_views: others on white, by name, of stamps alone.
     classifier: the tower's weight [classes, features] and bias [classes].
     """
 
     pictures: list[Picture]
+    plain: Tensor
     views: list[Tensor]
+    stamp_views: dict[str, Tensor]
     has_view: Tensor  # bool [rounds, pictures]
     texts: dict[str, int]
     embeddings: Tensor  # [texts, 384], unit length
     class_phrases: list[list[str]]
+    class_kinds: list[list[phrases.Phrase]]
     classifier: tuple[Tensor, Tensor]
 
     def logits(self, summary: Tensor) -> Tensor:
@@ -60,23 +66,33 @@ class Cache:
         """Cached sentence embeddings."""
         return self.embeddings[[self.texts[text] for text in texts]]
 
+    def mean_text(self, said: Sequence[phrases.Phrase]) -> Tensor:
+        """The weighted mean of phrases."""
+        weights = torch.tensor([phrase.weight for phrase in said])
+        rows = self.text([phrase.text for phrase in said])
+        return (rows * weights[:, None]).sum(dim=0) / weights.sum()
+
 
 def load_cache(settings: dict[str, Any]) -> Cache:
     """Everything features.py wrote."""
     work = Path(settings["work"])
     pictures = recipe.pictures(settings)
     views = [torch.from_numpy(np.load(path)) for path in sorted(work.glob("views-*.npy"))]
+    plain = {name: torch.from_numpy(np.load(work / f"plain-{name}.npy")) for name in PLAIN}
     with np.load(work / "texts.npz") as kept:
         texts = {text: row for row, text in enumerate(kept["texts"].tolist())}
         embeddings = torch.from_numpy(kept["embeddings"])
     tower, _, _ = recipe.towers()
     return Cache(
         pictures,
+        plain["letterboxed"],
         views,
+        plain | {"squashed": views[0]},
         torch.stack([view[:, 0] != 0 for view in views]),
         texts,
         embeddings,
-        phrases.imagenet(work / "fetched/timm/data/_info"),
+        phrases.imagenet(recipe.imagenet(settings)),
+        recipe.class_kinds(settings),
         (tower.classifier.weight.detach(), tower.classifier.bias.detach()),
     )
 
@@ -86,13 +102,16 @@ def fit(
 ) -> tuple[ImageHead, TextHead, float]:
     """Train both heads on the pictures `chosen`. Also gives the natural log of the logit scale."""
     head = regress(cache, chosen, rules["regression"])
+    kinds = torch.stack([cache.mean_text(said) for said in cache.class_kinds])
+    with torch.no_grad():
+        head.class_embeddings.copy_(kinds - kinds.mean(dim=0))
     stamps = [i for i in chosen if cache.pictures[i].source == "stamp"]
     captions = cache.text([cache.pictures[i].caption for i in stamps])
     text_head = TextHead(_sizes(head))
     text_head.mean.copy_(captions.mean(dim=0))
     scale = balance(cache, chosen, rules, head, text_head)
     with torch.no_grad():
-        summaries = cache.views[0][stamps].float()
+        summaries = cache.plain[stamps].float()
         head.answers.bias -= head(summaries, cache.logits(summaries)).mean(dim=0)
     return head.eval(), text_head.eval(), scale
 
@@ -108,11 +127,11 @@ def regress(cache: Cache, chosen: Sequence[int], rules: dict[str, Any]) -> Image
     picture of every ImageNet class, with the mean of the class's names.
     """
     torch.manual_seed(rules["seed"])
-    plain = cache.views[0][list(chosen)].float()
+    plain = cache.plain[list(chosen)].float()
     anchors, _ = class_summaries(cache, plain, rules["anchor_strength"])
     views, owners, weights = _rows(cache, chosen, rules)
     named = torch.stack([cache.text(names).mean(dim=0) for names in cache.class_phrases])
-    said = torch.stack([_mean_phrase(cache, cache.pictures[i]) for i in chosen])
+    said = torch.stack([cache.mean_text(phrases.of_picture(cache.pictures[i])) for i in chosen])
     share = torch.tensor([rules["source_weights"][cache.pictures[i].source] for i in chosen])
     centre = (share[:, None] * said).sum(dim=0) / share.sum()
     # Half of the difference between how classes and pictures are worded is taken out.
@@ -149,16 +168,28 @@ def _rows(
     cache: Cache, chosen: Sequence[int], rules: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Every view: its summary, the place in `chosen` of its picture, and its weight."""
-    summaries, owners, weights = [], [], []
-    for number, view in enumerate(cache.views):
-        rounds = len(cache.views) - 1
-        share = 1.0 if number == 0 else rules["composite_weight"] / rounds
-        have = [place for place, i in enumerate(chosen) if cache.has_view[number, i]]
+    summaries: list[Tensor] = []
+    owners: list[int] = []
+    weights: list[float] = []
+
+    def add(view: Tensor, have: list[int], share: float) -> None:
         summaries.append(view[[chosen[place] for place in have]].float())
-        owners += have
-        weights += [
-            share * rules["source_weights"][cache.pictures[chosen[place]].source] for place in have
-        ]
+        owners.extend(have)
+        sources = (cache.pictures[chosen[place]].source for place in have)
+        weights.extend(share * rules["source_weights"][source] for source in sources)
+
+    rounds = len(cache.views) - 1
+    for number, view in enumerate(cache.views):
+        have = [place for place, i in enumerate(chosen) if cache.has_view[number, i]]
+        add(
+            cache.plain if number == 0 else view,
+            have,
+            1.0 if number == 0 else rules["composite_weight"] / rounds,
+        )
+    kinds = [cache.pictures[i] for i in chosen]
+    stamps = [place for place, p in enumerate(kinds) if p.source == "stamp" and not p.glyph]
+    for name, share in rules["stamp_views"].items():
+        add(cache.stamp_views[name], stamps, share)
     return torch.cat(summaries), torch.tensor(owners), torch.tensor(weights)
 
 
@@ -186,13 +217,6 @@ def _halve(head: ImageHead) -> None:
         tensor.copy_(tensor.half().float())
 
 
-def _mean_phrase(cache: Cache, picture: Picture) -> Tensor:
-    said = phrases.of_picture(picture)
-    weights = torch.tensor([phrase.weight for phrase in said])
-    rows = cache.text([phrase.text for phrase in said])
-    return (rows * weights[:, None]).sum(dim=0) / weights.sum()
-
-
 # The balance ------------------------------------------------------------------------------------
 
 
@@ -209,7 +233,7 @@ def balance(
     pictures = [cache.pictures[i] for i in chosen]
     objects = [min(picture.objects) for picture in pictures]
     folds = torch.tensor([_fold(name, settings["folds"]) for name in objects])
-    summaries = cache.views[0][list(chosen)].float()
+    summaries = cache.plain[list(chosen)].float()
     logits = cache.logits(summaries)
     unseen = torch.empty(len(chosen), head.answers.out_features)
     for fold in range(settings["folds"]):
@@ -221,13 +245,16 @@ def balance(
     captions = text_head(cache.text([picture.caption for picture in pictures]))
     groups = _labels(objects)
     weights = torch.tensor([settings["source_weights"][picture.source] for picture in pictures])
+    stamps = logits[torch.tensor([picture.source == "stamp" for picture in pictures])]
     share = nn.Parameter(torch.ones(()))
     temperature = nn.Parameter(torch.tensor(1.3))
     scale = nn.Parameter(torch.tensor(float(np.log(15.0))))
     optimizer = torch.optim.Adam([share, temperature, scale], lr=settings["rate"])
     for _ in range(settings["steps"]):
         picked = torch.multinomial(weights, settings["batch"])
-        named = (logits[picked] / temperature).softmax(dim=-1) @ head.class_embeddings.detach()
+        bias = class_bias(stamps, temperature, settings["bias_strength"])
+        scores = logits[picked] / temperature + bias
+        named = scores.softmax(dim=-1) @ head.class_embeddings.detach()
         image = unseen[picked] + share * named
         image = F.normalize(image - image.detach().mean(dim=0), dim=-1)
         text = captions[picked]
@@ -240,7 +267,17 @@ def balance(
         # Drawings set the balance; photographs are what the class names know best.
         head.class_share.copy_(share * settings["photograph_share"])
         head.class_temperature.copy_(temperature)
+        head.class_bias.copy_(class_bias(stamps, temperature, settings["bias_strength"]))
     return float(scale.detach())
+
+
+def class_bias(logits: Tensor, temperature: Tensor, strength: float) -> Tensor:
+    """Against the classes that the tower sees in every cut-out: [pictures, classes] → [classes].
+
+    At strength 1, classes that are as probable as any other over these pictures.
+    """
+    prior = (logits / temperature).softmax(dim=-1).mean(dim=0)
+    return -strength * prior.clamp_min(1e-6).log()
 
 
 def _fold(name: str, folds: int) -> int:
@@ -309,6 +346,7 @@ def write(image_head: ImageHead, text_head: TextHead, scale: float, folder: Path
             "do_resize": True,
             "size": {"height": 224, "width": 224},
             "resample": 3,
+            "letterbox": [255, 255, 255],
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,

@@ -1,4 +1,4 @@
-"""Views of a cut-out: plain on white, or composed onto a made-up background."""
+"""Views of a cut-out: plain on white, in several ways, or composed onto a made-up background."""
 
 from __future__ import annotations
 
@@ -9,15 +9,39 @@ import numpy.typing as npt
 import PIL.Image
 import PIL.ImageEnhance
 import PIL.ImageFilter
+import PIL.ImageOps
 from pictures import on_colour
 
 Array = npt.NDArray[np.float64]
 _BICUBIC = PIL.Image.Resampling.BICUBIC
 
 
-def plain(cutout: PIL.Image.Image, side: int) -> PIL.Image.Image:
-    """On white, squashed to a square: what the embedder makes of such a file."""
-    return on_colour(cutout, (255, 255, 255)).resize((side, side), _BICUBIC)
+_WHITE = (255, 255, 255)
+
+
+def squashed(cutout: PIL.Image.Image, side: int) -> PIL.Image.Image:
+    """On white, stretched to a square."""
+    return on_colour(cutout, _WHITE).resize((side, side), _BICUBIC)
+
+
+def letterboxed(cutout: PIL.Image.Image, side: int, share: float = 1.0) -> PIL.Image.Image:
+    """On white, scaled to fill `share` of the square: at 1, what the embedder makes of a file."""
+    flat = on_colour(cutout, _WHITE)
+    scale = share * side / max(flat.size)
+    small = flat.resize([max(1, round(length * scale)) for length in flat.size], _BICUBIC)
+    square = PIL.Image.new("RGB", (side, side), _WHITE)
+    square.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
+    return square
+
+
+def padded(cutout: PIL.Image.Image, side: int) -> PIL.Image.Image:
+    """With white all around."""
+    return letterboxed(cutout, side, 0.8)
+
+
+def mirrored(cutout: PIL.Image.Image, side: int) -> PIL.Image.Image:
+    """Left and right exchanged."""
+    return PIL.ImageOps.mirror(letterboxed(cutout, side))
 
 
 def composite(

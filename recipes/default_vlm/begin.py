@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +190,9 @@ def mentioned(picture: Picture) -> set[str]:
 
 
 def fitted_head(cache: Cache, chosen: list[int]) -> dict[str, Tensor]:
-    """The default embedder's regression on these pictures."""
-    return regress(cache, chosen, embedder.load()["heads"]["regression"]).state_dict()
+    """The default embedder's regression on pictures squashed, as this model looks at them."""
+    rules = embedder.load()["heads"]["regression"] | {"stamp_views": {}}
+    return regress(replace(cache, plain=cache.views[0]), chosen, rules).state_dict()
 
 
 def assembled(

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from chiasm.errors import UnsupportedCheckpoint
 from chiasm.media.decode import open_image
+from chiasm.media.image import Image
 from chiasm.models import aligned
 from chiasm.models.catalog import pull
 from chiasm.models.checkpoint import DualEncoderCheckpoint, load_dual_encoder
@@ -60,6 +61,19 @@ def test_photographs_are_found_by_words(embedder: DualEncoderCheckpoint) -> None
 
 
 @pytest.mark.weights
+def test_a_picture_is_looked_at_whole_and_in_its_own_proportions(
+    embedder: DualEncoderCheckpoint,
+) -> None:
+    wide = np.zeros((100, 400, 3), np.uint8)
+    pixels = embedder.preprocessor([Image(wide, original_size=(400, 100))])
+    assert isinstance(pixels, torch.Tensor)
+    black = (pixels == -127 / 128).all(dim=1)[0]  # [224, 224]
+    assert (black.sum(dim=0) == 56).all()
+    assert black.any(dim=1).nonzero()[[0, -1], 0].tolist() == [84, 139]
+    assert (pixels[0, :, ~black] == 1).all()
+
+
+@pytest.mark.weights
 def test_image_head_does_what_its_formula_says(embedder: DualEncoderCheckpoint) -> None:
     heads = {
         name: tensor.astype(np.float64)
@@ -79,7 +93,8 @@ def test_image_head_does_what_its_formula_says(embedder: DualEncoderCheckpoint) 
     distances = np.array([[((row - centre) ** 2).sum() for centre in centres] for row in reduced])
     nearness = np.exp(-distances / heads["image_head.reach"])
     expected = nearness @ heads["image_head.answers.weight"].T + heads["image_head.answers.bias"]
-    powers = np.exp(logits / heads["image_head.class_temperature"])
+    scores = logits / heads["image_head.class_temperature"] + heads["image_head.class_bias"]
+    powers = np.exp(scores)
     named = powers / powers.sum(axis=1, keepdims=True) @ heads["image_head.class_embeddings"]
     expected = expected + heads["image_head.class_share"] * named
 

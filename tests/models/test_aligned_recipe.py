@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
+
+from chiasm.media.decode import open_image
+from chiasm.models.aligned import SHIPPED
+from chiasm.models.preprocess import ImagePreprocessor
 
 RECIPE = Path(__file__).parents[2] / "recipes/default_embedder"
 
@@ -133,9 +140,9 @@ def test_class_summaries_recover_the_means_a_linear_classifier_was_made_from() -
     means = torch.zeros(3, width)
     means[:, :3] = torch.tensor([[3.0, 0, 0], [0, 3.0, 0], [0, 0, 3.0]])
     seen = means.repeat_interleave(400, dim=0) + 0.5 * torch.randn(1200, width)
-    cache = Cache(
-        [], [], torch.zeros(0), {}, torch.zeros(0), [], (torch.zeros(3, 1280), torch.zeros(3))
-    )
+    nothing = torch.zeros(0)
+    classifier = torch.zeros(3, 1280), torch.zeros(3)
+    cache = Cache([], nothing, [], {}, nothing, {}, nothing, [], [], classifier)
     covariance = torch.cov(seen[:, :1280].T) + 1e-2 * torch.eye(1280)
     weight = torch.linalg.solve(covariance, (means - means.mean(dim=0))[:, :1280].T).T
     cache.classifier = (weight, torch.zeros(3))
@@ -143,6 +150,62 @@ def test_class_summaries_recover_the_means_a_linear_classifier_was_made_from() -
     assert logits.argmax(dim=1).tolist() == [0, 1, 2]
     nearest = torch.cdist(anchors[:, :3], means[:, :3]).argmin(dim=1)
     assert nearest.tolist() == [0, 1, 2]
+
+
+def test_class_bias_makes_all_classes_alike_over_the_pictures_it_was_made_from() -> None:
+    """For logits that differ between pictures by less than between classes, to first order."""
+    from train import class_bias
+
+    torch.manual_seed(0)
+    prior = torch.tensor([0.7, 0.2, 0.1])
+    logits = 2 * prior.log() + 1e-3 * torch.randn(500, 3)
+    bias = class_bias(logits, torch.tensor(2.0), 1.0)
+    torch.testing.assert_close(bias - bias[0], (prior[0] / prior).log(), atol=1e-3, rtol=0)
+    after = (logits / 2 + bias).softmax(dim=1).mean(dim=0)
+    torch.testing.assert_close(after, torch.full((3,), 1 / 3), atol=1e-3, rtol=0)
+    assert (class_bias(logits, torch.tensor(2.0), 0.0) == 0).all()
+
+
+def test_classes_are_said_with_what_they_are_kinds_of(tmp_path: Path) -> None:
+    """Lines in the formats of `wndb(5WN)` and of timm's tables."""
+    from phrases import imagenet_kinds
+    from wordnet import Nouns
+
+    (tmp_path / "data.noun").write_text(
+        "  1 This is the licence.\n"
+        "00000001 03 n 01 entity 0 000 | that which is\n"
+        "00000002 05 n 02 water_bird 0 waterbird 0 001 @ 00000001 n 0000 | a bird\n"
+        "00000003 05 n 01 egret 0 002 @ 00000002 n 0000 ~ 00000009 n 0000 | a white heron\n"
+    )
+    for name in ("index.noun", "cntlist.rev"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "imagenet_synsets.txt").write_text("n00000003\n")
+    (tmp_path / "imagenet_synset_to_lemma.txt").write_text("n00000003\tegret, Egretta\n")
+    (tmp_path / "imagenet_synset_to_definition.txt").write_text("n00000003\ta white heron\n")
+    [said] = imagenet_kinds(tmp_path, Nouns(tmp_path))
+    assert [phrase.text for phrase in said] == [
+        "egret, a kind of water bird",
+        "egret (water bird, entity)",
+        "an egret is a water bird",
+        "egret, a white heron",
+    ]
+
+
+@pytest.mark.parametrize("size", [(300, 200), (37, 41), (90, 1000)], ids=str)
+def test_what_is_trained_on_is_what_the_embedder_makes_of_the_file(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
+    from views import letterboxed
+
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    cutout = PIL.Image.fromarray(pixels, "RGBA")
+    cutout.save(tmp_path / "cutout.png")
+    config = json.loads((SHIPPED / "config.json").read_text(encoding="utf-8"))
+    preprocessor = ImagePreprocessor.from_config(config["preprocessor"])
+    fitted = preprocessor.fit(open_image(tmp_path / "cutout.png"))
+    difference = fitted.astype(int) - np.asarray(letterboxed(cutout, 224)).astype(int)
+    assert abs(difference).max() <= 1
 
 
 def test_soft_targets_share_the_weight_among_pictures_of_one_object() -> None:

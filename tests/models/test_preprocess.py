@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import pytest
 import torch
 from transformers.image_processing_base import ImageProcessingMixin
@@ -152,6 +154,41 @@ def test_a_strip_differs_by_a_grey_level_at_most() -> None:
     assert difference <= 1.01 / 255 / 0.26
 
 
+LETTERBOX = {
+    "image_processor_type": "ViTImageProcessor", "size": {"height": 96, "width": 160},
+    "resample": 3, "letterbox": [255, 128, 0], "image_mean": [0, 0, 0], "image_std": [1, 1, 1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [size for size in SIZES if size != (64, 1)], ids=str)
+def test_a_letterboxed_picture_lies_whole_in_the_middle_of_its_colour(
+    size: tuple[int, int],
+) -> None:
+    image = picture(*size)
+    whole = PIL.Image.fromarray(np.array(image.pixels))
+    inside = PIL.ImageOps.contain(whole, (160, 96), PIL.Image.Resampling.BICUBIC)
+    expected = PIL.Image.new("RGB", (160, 96), (255, 128, 0))
+    expected.paste(inside, ((160 - inside.width) // 2, (96 - inside.height) // 2))
+    fitted = ImagePreprocessor.from_config(LETTERBOX).fit(image)
+    np.testing.assert_array_equal(fitted, np.asarray(expected))
+
+
+def test_a_letterboxed_strip_keeps_one_row_of_pixels() -> None:
+    strip = Image(np.full((1, 5000, 3), 200, np.uint8), original_size=(5000, 1))
+    fitted = ImagePreprocessor.from_config(LETTERBOX).fit(strip)
+    rows = (fitted == 200).all(axis=(1, 2)).nonzero()[0]
+    assert rows.tolist() == [47]
+    assert (np.delete(fitted, rows, axis=0) == (255, 128, 0)).all()
+
+
+def test_a_letterbox_is_written_as_it_was_read() -> None:
+    ours = ImagePreprocessor.from_config(LETTERBOX)
+    assert ours.to_config()["letterbox"] == [255, 128, 0]
+    assert preprocessor_from_config(ours.to_config()) == ours
+    squashing = {key: value for key, value in LETTERBOX.items() if key != "letterbox"}
+    assert "letterbox" not in ImagePreprocessor.from_config(squashing).to_config()
+
+
 def test_an_empty_batch_has_the_right_shape() -> None:
     assert ImagePreprocessor.from_config(CLIPImageProcessorPil().to_dict())([]).shape == (
         0, 3, 224, 224,
@@ -167,6 +204,9 @@ def test_an_empty_batch_has_the_right_shape() -> None:
         ({"image_processor_type": "CLIPImageProcessor", "do_center_crop": False}, "same height"),
         ({"image_processor_type": "CLIPImageProcessor", "resample": 0}, "resample is 0"),
         ({"image_processor_type": "CLIPImageProcessor", "image_mean": [0.5]}, "three numbers"),
+        ({"image_processor_type": "CLIPImageProcessor", "letterbox": [0, 0, 0]}, "a crop is asked"),
+        (LETTERBOX | {"letterbox": "white"}, "three numbers from 0 to 255, not 'white'"),
+        (LETTERBOX | {"letterbox": [0, 0, 256]}, "three numbers from 0 to 255"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_words(config: dict[str, Any], words: str) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -562,6 +563,16 @@ def test_crops_and_mirrors_are_parts_of_the_picture() -> None:
     assert min(spans) < 0.55
     assert max(spans) == 1.0
     assert draw(Augmentation(), random.Random(1)).width == 1.0
+
+
+def test_a_crop_is_letterboxed_as_the_whole_picture_would_be() -> None:
+    image = Image(np.full((100, 200, 3), 90, np.uint8), original_size=(200, 100))
+    boxed = replace(preprocessor(16), letterbox=(255, 255, 255))
+    change = replace(draw(Augmentation(), random.Random(0)), width=1.0, height=0.5)
+    pixels = apply(image, change, boxed)
+    inside = (pixels == 90).all(axis=2)
+    assert inside.sum(axis=0).tolist() == [4] * 16  # 200 × 50 in 16 × 16
+    assert (pixels[~inside] == 255).all()
 
 
 def test_decoding_small_is_close_to_decoding_in_full(tmp_path: Path) -> None:

@@ -288,6 +288,7 @@ def test_nothing_is_in_the_way_of_what_can_be_expressed() -> None:
         (clip, preprocessor(rescale_factor=1.0), "from 0 to 1"),
         (clip, preprocessor(shortest_edge=32), "shorter side"),
         (clip, preprocessor(56), "no other"),
+        (clip, preprocessor(shortest_edge=None, letterbox=(0, 0, 0)), "does not letterbox"),
         (lambda: siglip(image_size=224), siglip_preprocessor(224), "published sizes"),
         (lambda: siglip(num_hidden_layers=3), siglip_preprocessor(256), "3 blocks"),
         (lambda: nn.Linear(2, 2), preprocessor(), "CLIP's and SigLIP's"),

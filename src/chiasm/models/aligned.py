@@ -79,14 +79,17 @@ class ImageHead(nn.Module):
         self.class_embeddings = nn.Parameter(torch.zeros(config.classes, config.dimension))
         self.class_share = nn.Parameter(torch.ones(()))
         self.class_temperature = nn.Parameter(torch.ones(()))
+        # Against classes that the tower sees in everything: priors other than ImageNet's (Saerens
+        # et al. 2002, "Adjusting the outputs of a classifier to new a priori probabilities").
+        self.class_bias = nn.Parameter(torch.zeros(config.classes))
         self.adapter = _adapter(config.summary, config) if config.adapters else None
 
     def forward(self, summary: Tensor, logits: Tensor) -> Tensor:
         """summary: [batch, values]; logits: [batch, classes] → [batch, dimension]."""
         standard = self.standardised(summary)  # [batch, values]
         nearness = self.nearness(self.reduce(standard))  # [batch, centres]
-        probabilities = (logits / self.class_temperature).softmax(dim=-1)
-        named = probabilities @ self.class_embeddings  # [batch, dimension]
+        scores = logits / self.class_temperature + self.class_bias  # [batch, classes]
+        named = scores.softmax(dim=-1) @ self.class_embeddings  # [batch, dimension]
         embedding: Tensor = self.answers(nearness) + self.class_share * named
         if self.adapter is None:
             return embedding

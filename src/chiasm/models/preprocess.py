@@ -22,6 +22,7 @@ from chiasm.models.patches import PatchBatch, patchify
 
 Resample = Literal["bilinear", "bicubic", "lanczos"]
 Triple = tuple[float, float, float]
+Colour = tuple[int, int, int]
 
 # Above this many times the crop's area, a picture is not scaled whole before it is cropped.
 _LARGEST_EXCESS = 64
@@ -76,6 +77,9 @@ class ImagePreprocessor:
         many pixels, keeping the aspect, and cuts `size` out of the middle.
     rescale_factor, mean, std: a channel value v becomes (v · rescale_factor − mean) / std.
     kind: the class that the file names.
+    letterbox: a colour (red, green, blue, each 0 to 255) scales the picture to lie within `size`
+        whole, keeping the aspect, and fills what is left with that colour. An entry of our own
+        (`"letterbox": [255, 255, 255]`) that no published class reads.
     """
 
     size: tuple[int, int]
@@ -85,6 +89,7 @@ class ImagePreprocessor:
     mean: Triple
     std: Triple
     kind: str = "CLIPImageProcessor"
+    letterbox: Colour | None = None
 
     @property
     def decode_side(self) -> int:
@@ -123,7 +128,13 @@ class ImagePreprocessor:
                 "do_resize is off; pictures of many sizes cannot share a batch."
             )
         size, shortest_edge = _target(entries, kind)
-        return cls(size, shortest_edge, *_numbers(entries), kind=kind)
+        letterbox = _colour(entries["letterbox"]) if "letterbox" in entries else None
+        if letterbox and shortest_edge is not None:
+            raise UnsupportedCheckpoint(
+                "letterbox keeps the whole picture, but a crop is asked for as well.",
+                hint="Give `size` a height and a width, and no `crop_size`.",
+            )
+        return cls(size, shortest_edge, *_numbers(entries), kind=kind, letterbox=letterbox)
 
     def to_config(self) -> dict[str, Any]:
         """The entries of a `preprocessor_config.json` that means the same."""
@@ -140,11 +151,15 @@ class ImagePreprocessor:
         else:
             size = {"shortest_edge": self.shortest_edge}
             config |= {"size": size, "do_center_crop": True, "crop_size": exact}
+        if self.letterbox:
+            config["letterbox"] = list(self.letterbox)
         return config
 
     def fit(self, image: Image) -> Pixels:
         """One picture at the size of the batch: uint8 [height, width, 3]."""
         height, width = self.size
+        if self.letterbox:
+            return self._letterboxed(image, self.letterbox)
         if self.shortest_edge is None:
             return resize(image, (width, height), resample=self.resample)
         shorter = min(image.size)
@@ -160,6 +175,18 @@ class ImagePreprocessor:
         box = (left * across, top * down, right * across, bottom * down)
         kept = resize(image, (right - left, bottom - top), resample=self.resample, box=box)
         return _padded(kept, height, width)
+
+    def _letterboxed(self, image: Image, colour: Colour) -> Pixels:
+        height, width = self.size
+        scale = min(width / image.width, height / image.height)
+        across, down = (max(1, round(side * scale)) for side in image.size)
+        left, top = (width - across) // 2, (height - down) // 2
+        pixels = np.empty((height, width, 3), dtype=np.uint8)
+        pixels[:] = colour
+        pixels[top : top + down, left : left + across] = resize(
+            image, (across, down), resample=self.resample
+        )
+        return pixels
 
 
 # SigLIP 2, NaFlex -------------------------------------------------------------------------------
@@ -326,6 +353,18 @@ def _triple(values: Any) -> Triple:
     except (TypeError, ValueError):
         raise UnsupportedCheckpoint(
             f"image_mean and image_std need three numbers, not {values!r}."
+        ) from None
+    return red, green, blue
+
+
+def _colour(values: Any) -> Colour:
+    try:
+        red, green, blue = (int(value) for value in values)
+        if not all(0 <= value <= 255 for value in (red, green, blue)):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise UnsupportedCheckpoint(
+            f"letterbox needs a colour of three numbers from 0 to 255, not {values!r}."
         ) from None
     return red, green, blue
 

@@ -94,7 +94,7 @@ def _fitted(image: Image, change: Change, preprocessor: AnyPreprocessor) -> Pixe
     box = (left, top, left + width, top + height)
     from chiasm.models.preprocess import ImagePreprocessor
 
-    if isinstance(preprocessor, ImagePreprocessor):
+    if isinstance(preprocessor, ImagePreprocessor) and not preprocessor.letterbox:
         # The crop is the whole of what is seen: nothing is cut out of its middle once more.
         rows, columns = preprocessor.size
         return resize(image, (columns, rows), resample=preprocessor.resample, box=box)

@@ -111,6 +111,8 @@ def _picture_obstacle(size: int | tuple[int, int], preprocessor: ImagePreprocess
         return "it takes pixel values from 0 to 1."
     if preprocessor.shortest_edge is not None and {preprocessor.shortest_edge} != set(exact):
         return "it crops a square out of a picture whose shorter side has the square's length."
+    if preprocessor.letterbox:
+        return "it squashes or crops pictures, and does not letterbox them."
     return None
 
 

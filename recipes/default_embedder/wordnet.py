@@ -80,6 +80,14 @@ class Nouns:
             found += [up for up in self.synsets[each].parents if up not in found]
         return found
 
+    def line(self, key: str) -> list[str]:
+        """What `key` is a kind of, nearest first, by the first parent of each."""
+        found: list[str] = []
+        while parents := self.synsets[key].parents:
+            key = parents[0]
+            found.append(key)
+        return found
+
     def below(self, key: str) -> list[str]:
         """Every kind of `key`, itself included."""
         found = [key]
