@@ -100,7 +100,8 @@ def joined(device: str) -> Iterator[World]:
 
 
 _LAUNCHED = (("WORLD_SIZE", "1"), ("RANK", "0"))
-_PATIENCE = 10.0  # seconds; threads that wait for a process that is gone may be left behind
+# Seconds, after an error: threads may then wait for other processes that never come.
+_PATIENCE = 60.0
 
 
 def _leave(raised: BaseException | None) -> None:
@@ -127,7 +128,8 @@ def _leave(raised: BaseException | None) -> None:
 
     leaving = threading.Thread(target=let_go, daemon=True, name="chiasm-leave")
     leaving.start()
-    leaving.join(_PATIENCE)
+    # Without an error no exchange is under way, and on a busy machine this may take its time.
+    leaving.join(None if raised is None else _PATIENCE)
 
 
 def _device(name: str) -> torch.device:
