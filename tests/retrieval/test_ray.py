@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -231,6 +233,17 @@ def test_without_ray_nothing_is_deleted(
     with pytest.raises(ConfigurationError, match=r"chiasm\[ray\]"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert [info.name for info in list_collections(tmp_path / "data")] == ["photos"]
+
+
+def test_an_address_where_nobody_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    code = (
+        "from chiasm.retrieval.ray_engine import RayEngine\n"
+        f"with RayEngine(address='127.0.0.1:{port}'):\n    pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert f"ConfigurationError: The Ray cluster at 127.0.0.1:{port}" in done.stderr
 
 
 def test_flags_that_mean_nothing_are_refused(tmp_path: Path) -> None:

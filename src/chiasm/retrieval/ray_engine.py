@@ -15,7 +15,7 @@ import os
 import pickle
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,10 +41,21 @@ if TYPE_CHECKING:
     from chiasm.retrieval.indexing import Indexing, Wanted
 
 _POLL = 0.2  # seconds between looks at whether to stop
+_PATIENCE = 10.0  # seconds for a batch that is under way when all others are given up
 _GPU_READERS = 4  # threads that decode for one worker on a GPU
 _OBJECT_STORE_BYTES = 512 * 1024 * 1024  # of a Ray of our own: some batches of thumbnails
 _WORDS = 300  # letters of a foreign error that are shown
 _ERROR = re.compile(r"^((?:\w+\.)*\w+(?:Error|Exception): .+)$", re.MULTILINE)
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray Data makes Ray's core warn about an actor that Ray Data itself has made.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # What the cluster has to tell would be printed amid the report, or the JSON.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    # Else a thread of Ray Data's that outlives our Ray would start another one.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+}
 
 Loader = Callable[[Settings], Embedder]
 
@@ -80,9 +91,8 @@ class RayEngine:
         self._ours = False
 
     def __enter__(self) -> RayEngine:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Ray Data makes Ray's core warn about an actor that Ray Data itself has made.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
         import ray
 
         if ray.is_initialized():
@@ -95,6 +105,8 @@ class RayEngine:
                 "include_dashboard": False,
             }
         try:
+            if self._address is not None:
+                _knock(self._address)
             with _silent():
                 ray.init(self._address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -106,7 +118,7 @@ class RayEngine:
             raise ConfigurationError(
                 f"The Ray cluster at {self._address} could not be joined: {_short(error)}",
                 hint="Give the address of one that runs, with the same versions of Python and Ray "
-                "(--ray-address or RAY_ADDRESS).",
+                "(--ray-address or RAY_ADDRESS), and its token if it asks for one.",
             ) from error
         self._ours = True
         return self
@@ -212,7 +224,7 @@ def _digest_of(wanted: Wanted) -> str:
     return wanted.known.digest if wanted.known else ""
 
 
-def _while_wanted(stream: Iterator[Any], stop: Event) -> Iterator[Any]:
+def _while_wanted(stream: Generator[Any, None, None], stop: Event) -> Iterator[Any]:
     """What comes from Ray, until there is no more or it is to stop.
 
     A thread waits for it: a batch can take its time, and Ctrl-C must not. ChiasmError for Ray's
@@ -238,7 +250,20 @@ def _while_wanted(stream: Iterator[Any], stop: Event) -> Iterator[Any]:
             "needs this version of chiasm; Ray's logs say more (/tmp/ray/session_latest/logs).",
         ) from error
     finally:
+        # Ray Data ends its own threads before Ray itself goes; they must not wait for ever, though.
+        wait([pool.submit(stream.close)], timeout=_PATIENCE)
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _knock(address: str) -> None:
+    """ConnectionError where nobody listens, which Ray itself takes minutes to notice."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():  # auto, local
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except OSError as error:
+        raise ConnectionError(error.strerror or "nobody answers") from error
 
 
 @contextmanager
