@@ -69,10 +69,11 @@ def packed(decoder: Decoder, precision: Precision) -> Network:
 
 
 def _limit(width: int) -> float:
-    """The largest number to round to: 32 bits must hold each of the eight partial sums."""
-    return float(
-        min(32767, (2**31 - 1) * SINGLE_STEP // (127 * max(width, 1) + 127 * INTEGER_STEP))
-    )
+    """The largest number to round to: 32 bits must hold each half of a sum over `width` products.
+
+    16 bits with their sign up to a width of 1,000, then fewer; 13 at 8,000.
+    """
+    return float(min(32767, 2 * (2**31 - 1) // (127 * (width + INTEGER_STEP))))
 
 
 def _named(layer: DecoderLayer) -> list[tuple[str, nn.Module]]:

@@ -106,19 +106,24 @@ class _Loop:
 
 
 def _four_sums(builder: Any, sums: Sequence[Any]) -> Any:
-    """Four vectors of eight → the sums of each, as one vector of four, in a fixed order."""
-    even, odd = [0, 2, 4, 6, 8, 10, 12, 14], [1, 3, 5, 7, 9, 11, 13, 15]
+    """Four vectors of eight → the sums of each, as one float vector of four, in a fixed order.
 
-    def paired(a: Any, b: Any, count: int = 8) -> Any:
-        return builder.fadd(_pick(builder, a, b, even[:count]), _pick(builder, a, b, odd[:count]))
+    Of integers four numbers must fit 32 bits together; all eight need not.
+    """
+    even, odd = [0, 2, 4, 6, 8, 10, 12, 14], [1, 3, 5, 7, 9, 11, 13, 15]
+    integers = sums[0].type == _INTS
+    add = builder.add if integers else builder.fadd
+
+    def paired(a: Any, b: Any) -> Any:
+        return add(_pick(builder, a, b, even), _pick(builder, a, b, odd))
 
     # [a01 a23 a45 a67 b01 …], then [a0123 a4567 b0123 …], then [a b c d].
     all_four = paired(paired(sums[0], sums[1]), paired(sums[2], sums[3]))
-    halves = (
-        _pick(builder, all_four, all_four, even[:4]),
-        _pick(builder, all_four, all_four, odd[:4]),
+    if integers:
+        all_four = builder.sitofp(all_four, _FLOATS)
+    return builder.fadd(
+        _pick(builder, all_four, all_four, even[:4]), _pick(builder, all_four, all_four, odd[:4])
     )
-    return builder.fadd(*halves)
 
 
 def _made_product(columns: int, *, integers: bool) -> Any:
@@ -169,8 +174,6 @@ def _made_product(columns: int, *, integers: bool) -> Any:
             loop.close(sums)
             for column in range(columns):
                 four = [sums[row * columns + column] for row in range(ROWS)]
-                if integers:  # each fits 32 bits; all eight together may not
-                    four = [builder.sitofp(each, _FLOATS) for each in four]
                 made = _four_sums(builder, four)
                 if integers:
                     at = _offset(builder, x_scales, 4 * column)
