@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from starlette.requests import ClientDisconnect
 
 from chiasm.generation import NativeGenerator
 from chiasm.generation.engine.engine import Engine
@@ -124,6 +126,56 @@ def test_whoever_hangs_up_while_waiting_leaves_the_queue(
         gate.set()
         assert all(each.result().status_code == 200 for each in asked)
     wait_for(small, (0, 0))
+
+
+def test_streams_that_nobody_reads_give_their_places_back(small: LiveServer) -> None:
+    body = {"messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 400, "stream": True}
+    for lines in (0, 0, 0, 1, 2):
+        with (
+            httpx.Client(base_url=small.url, timeout=60) as client,
+            client.stream("POST", "/v1/chat/completions", json=body) as answer,
+        ):
+            read = answer.iter_lines()
+            for _ in range(lines):
+                next(read)
+    wait_for(small, (0, 0))
+
+
+def test_a_stream_that_is_never_begun_gives_its_place_back() -> None:
+    from contextlib import AsyncExitStack
+
+    from chiasm.server.routes.chat import _Stream
+
+    left: list[str] = []
+
+    async def never_begun() -> Any:
+        raise AssertionError("it was begun")
+        yield b""
+
+    async def begun() -> Any:
+        try:
+            yield None
+            yield None
+        finally:
+            left.append("events")
+
+    async def gone(message: Any) -> None:
+        raise OSError("nobody is there")
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def run() -> None:
+        place, events = AsyncExitStack(), begun()
+        place.callback(left.append, "place")
+        await anext(events)
+        stream = _Stream(never_begun(), events, place)
+        scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}}
+        with pytest.raises((OSError, ClientDisconnect)):
+            await stream(scope, receive, gone)
+
+    asyncio.run(run())
+    assert left == ["events", "place"]
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["admitted", "waiting"])

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
 
 from chiasm.errors import ChiasmError
 from chiasm.server.chat_schemas import ChatCompletion, ChatRequest
@@ -100,11 +101,7 @@ async def create_chat_completion(
                 return Response(status_code=499)
             with_usage = body.stream_options is not None and body.stream_options.include_usage
             chunks = _chunks(*begun, names, asked.choices, with_usage, asked.logprobs is not None)
-            return StreamingResponse(
-                _sent(chunks, request, place.pop_all()),
-                media_type="text/event-stream",
-                headers=_STREAM_HEADERS,
-            )
+            return _Stream(_sent(chunks, request), begun[1], place.pop_all())
         answer = await _while_connected(request, whole)
     finally:
         await place.aclose()
@@ -247,14 +244,30 @@ async def _chunks(
             event = await anext(events, None)
 
 
-async def _sent(
-    chunks: AsyncGenerator[dict[str, Any]], request: Request, place: AsyncExitStack
-) -> AsyncGenerator[bytes]:
-    """Server-sent events; what goes wrong after the status is an event as well.
+class _Stream(StreamingResponse):
+    """Server-sent events. Ends the work and gives the place back, even if nobody takes any."""
 
-    place: given back at the end.
-    """
-    async with place, aclosing(chunks):
+    def __init__(
+        self, sent: AsyncGenerator[bytes], events: AsyncGenerator[Event], place: AsyncExitStack
+    ) -> None:
+        super().__init__(sent, media_type="text/event-stream", headers=_STREAM_HEADERS)
+        self._sent, self._events, self._place = sent, events, place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                # A generator that was never begun would not run to its own end.
+                await self._sent.aclose()
+                await self._events.aclose()
+                await self._place.aclose()
+
+
+async def _sent(chunks: AsyncGenerator[dict[str, Any]], request: Request) -> AsyncGenerator[bytes]:
+    """Server-sent events; what goes wrong after the status is an event as well."""
+    async with aclosing(chunks):
         try:
             async for chunk in chunks:
                 yield _event(chunk)
