@@ -212,7 +212,11 @@ class Engine:
         """
         begun = time.perf_counter()
         if self._encoding:  # what nobody waits for any more is given up half-way
-            wanted = {name for text in self._running for name in text.unseen}
+            wanted = {
+                (text.question.request.tenant, picture.digest)
+                for text in self._running
+                for _, picture in text.unseen()
+            }
             self._encoding = {name: s for name, s in self._encoding.items() if name in wanted}
         while (text := next_to_encode(self._running)) is not None:
             missing = text.missing

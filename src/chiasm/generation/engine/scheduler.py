@@ -7,7 +7,7 @@ long as it takes, and a short question beside it no longer than it would beside 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -55,34 +55,28 @@ class Text:
         """Tokens to read before the next one can be chosen."""
         return len(self.ids) - self.computed
 
+    def unseen(self) -> Iterator[tuple[int, PictureInputs]]:
+        """The pictures that have to be encoded, with their numbers."""
+        for number, picture in enumerate(self.question.pictures):
+            if picture.at[-1] >= self.computed and number not in self.features:
+                yield number, picture
+
     @property
     def missing(self) -> tuple[int, PictureInputs] | None:
         """The next picture that has to be encoded, with its number."""
-        for number, picture in enumerate(self.question.pictures):
-            if picture.at[-1] >= self.computed and number not in self.features:
-                return number, picture
-        return None
+        return next(self.unseen(), None)
 
     def give(self, tenant: str, digest: str, features: Tensor) -> None:
         """A picture has been encoded, maybe one of its own."""
-        if (tenant, digest) in self.unseen:
-            for number, picture in enumerate(self.question.pictures):
-                if picture.digest == digest and picture.at[-1] >= self.computed:
+        if tenant == self.question.request.tenant:
+            for number, picture in list(self.unseen()):
+                if picture.digest == digest:
                     self.features[number] = features
 
     @property
     def blocks_to_come(self) -> int:
         """How many more it needs for what is to be read now."""
         return -(-len(self.ids) // BLOCK_TOKENS) - len(self.blocks)
-
-    @property
-    def unseen(self) -> list[tuple[str, str]]:
-        """Tenant and digest of the pictures that are to be encoded."""
-        return [
-            (self.question.request.tenant, picture.digest)
-            for number, picture in enumerate(self.question.pictures)
-            if picture.at[-1] >= self.computed and number not in self.features
-        ]
 
     @property
     def readable(self) -> int:
