@@ -145,6 +145,33 @@ class GeneratorUnreachable(ChiasmError):
     code = "generator_unreachable"
 
 
+class ProviderKeyRefused(GeneratorUnreachable):
+    """A provider does not take this server's key for it: its operator's matter, not the caller's."""
+
+    code = "provider_key_refused"
+
+
+class ProviderBusy(GeneratorUnreachable):
+    """A provider takes no more requests for now. retry_after: seconds, where it says so."""
+
+    http_status = 429
+    exit_code = 8
+    code = "provider_busy"
+    kind = "rate_limit_error"
+
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class ContentRefused(InvalidRequest):
+    """A provider's own rules forbid it to answer this text or these pictures."""
+
+    code = "content_refused"
+
+
 class GeneratorFailed(ChiasmError):
     """The server that was answering broke off, took too long, or sent what is no answer."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from chiasm.errors import InvalidRequest
-from chiasm.generation import ImagePart, Message, TextPart
+from chiasm.generation import ImagePart, Message, TextPart, ToolCall
 from chiasm.generation.messages import check_conversation
 from chiasm.media import Image
 
@@ -50,7 +50,13 @@ def test_conversations_in_order(messages: list[Message]) -> None:
             "messages[1].content",
         ),
         ([Message("user", ())], "is empty", "messages[0].content"),
-        ([Message("tool", (TextPart("x"),))], "not known here", "messages[0].role"),  # type: ignore[arg-type]
+        ([Message("robot", (TextPart("x"),))], "not known here", "messages[0].role"),  # type: ignore[arg-type]
+        ([Message("tool", (TextPart("x"),))], "uses tools", "messages[0].role"),
+        (
+            [USER, Message("assistant", (ToolCall("1", "zoom", "{}"),)), USER],
+            "uses tools",
+            "messages[1].role",
+        ),
     ],
 )
 def test_conversations_out_of_order(messages: list[Message], said: str, param: str) -> None:

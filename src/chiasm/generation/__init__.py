@@ -7,17 +7,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from chiasm.generation.engine.native import NativeGenerator, load_native_generator
     from chiasm.generation.loading import load_generator
-    from chiasm.generation.messages import ImagePart, Message, Part, TextPart
+    from chiasm.generation.messages import (
+        ImagePart,
+        Message,
+        Part,
+        TextPart,
+        ToolCall,
+        ToolResult,
+    )
     from chiasm.generation.request import (
         Completed,
         Event,
         Finished,
         Generator,
+        RefusalDelta,
         Remote,
         Request,
         Sampling,
         TextDelta,
         TokenLogprob,
+        Tool,
+        ToolCallDelta,
         Usage,
     )
 
@@ -30,12 +40,17 @@ __all__ = [
     "Message",
     "NativeGenerator",
     "Part",
+    "RefusalDelta",
     "Remote",
     "Request",
     "Sampling",
     "TextDelta",
     "TextPart",
     "TokenLogprob",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
+    "ToolResult",
     "Usage",
     "load_generator",
     "load_native_generator",
@@ -45,7 +60,9 @@ _HOMES = {
     "NativeGenerator": "engine.native",
     "load_native_generator": "engine.native",
     "load_generator": "loading",
-    **dict.fromkeys(("ImagePart", "Message", "Part", "TextPart"), "messages"),
+    **dict.fromkeys(
+        ("ImagePart", "Message", "Part", "TextPart", "ToolCall", "ToolResult"), "messages"
+    ),
 }
 
 

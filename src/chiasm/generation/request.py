@@ -16,25 +16,44 @@ MOST_STOPS = 16
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen.
+    """How a token is chosen. None leaves it to the model; one that runs here takes the likeliest.
 
     temperature: 0 takes the likeliest. top_p: among the fewest tokens that hold this share of the
     probability (Holtzman et al. 2020, arXiv:1904.09751). top_k: among so many; 0 means all.
-    seed: the same seed, the same answer; None draws a new one.
+    seed: the same seed, the same answer; None draws a new one. frequency_penalty,
+    presence_penalty: as OpenAI has them; 0 is none.
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
+    temperature: float | None = None
+    top_p: float | None = None
     top_k: int = 0
     seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 2:
+        if self.temperature is not None and not 0 <= self.temperature <= 2:
             _refuse("temperature", self.temperature, "between 0 and 2")
-        if not 0 < self.top_p <= 1:
+        if self.top_p is not None and not 0 < self.top_p <= 1:
             _refuse("top_p", self.top_p, "above 0 and at most 1")
         if self.top_k < 0:
             _refuse("top_k", self.top_k, "0 or more")
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                _refuse(name, getattr(self, name), "between -2 and 2")
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the model may ask for. parameters: a JSON schema of its arguments."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
+    strict: bool = False
+
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +64,12 @@ class Request:
     stop: texts that end an answer; they do not appear in it.
     choices: how many answers.
     logprobs: with each token its log-probability and so many of the likeliest; None: neither.
-    schema: a JSON schema that the answer must follow; None: free text.
+    schema: a JSON schema that the answer must follow; None: free text. schema_name, schema_strict:
+        what vendors want to know of it; {"type": "object"} means any object, as `json_object` does.
+    tools: functions that the model may ask for. tool_choice: whether it may (`auto`), must not
+        (`none`) or must (`required`) ask for one; another word is the name of the one that it must.
+    parallel_tool_calls: whether it may ask for several at once; None leaves it to the model.
+    effort: how long it may think before it answers; None leaves it to the model.
     priority: who is served first where not all can be; smaller is sooner, as in vLLM.
     deadline: seconds after which the answer is of no use and the request ends with TimedOut.
     tenant: whose request it is. Caches of prompts and pictures are shared within a tenant alone.
@@ -58,6 +82,12 @@ class Request:
     choices: int = 1
     logprobs: int | None = None
     schema: Mapping[str, Any] | None = None
+    schema_name: str = "answer"
+    schema_strict: bool = True
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+    parallel_tool_calls: bool | None = None
+    effort: Effort | None = None
     priority: int = 0
     deadline: float | None = None
     tenant: str = ""
@@ -74,6 +104,39 @@ class Request:
         if len(self.stop) > MOST_STOPS or not all(self.stop):
             raise InvalidRequest(
                 f"`stop` takes up to {MOST_STOPS} texts, none empty.", param="stop"
+            )
+
+
+Ability = Literal[
+    "choices", "effort", "logprobs", "penalties", "schema", "seed", "stop", "temperature", "tools",
+    "top_k", "top_p",
+]  # fmt: skip
+
+
+def check_abilities(request: Request, able: frozenset[Ability], model: str) -> None:
+    """Raise InvalidRequest for the first thing asked for that a model cannot do.
+
+    What would change the answer is refused, never dropped in silence.
+    """
+    sampling = request.sampling
+    wanted: tuple[tuple[Ability, bool, str], ...] = (
+        ("choices", request.choices > 1, "n"),
+        ("effort", request.effort is not None, "reasoning_effort"),
+        ("logprobs", request.logprobs is not None, "logprobs"),
+        ("penalties", bool(sampling.frequency_penalty), "frequency_penalty"),
+        ("penalties", bool(sampling.presence_penalty), "presence_penalty"),
+        ("schema", request.schema is not None, "response_format"),
+        ("seed", sampling.seed is not None, "seed"),
+        ("stop", bool(request.stop), "stop"),
+        ("temperature", sampling.temperature is not None, "temperature"),
+        ("tools", bool(request.tools), "tools"),
+        ("top_k", sampling.top_k > 0, "top_k"),
+        ("top_p", sampling.top_p is not None, "top_p"),
+    )
+    for ability, asked, param in wanted:
+        if asked and ability not in able:
+            raise InvalidRequest(
+                f"`{param}` is not supported by {model}.", hint="Leave it out.", param=param
             )
 
 
@@ -107,11 +170,41 @@ class TextDelta:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """An answer is at its end: it stopped of itself or at a stop text, or grew too long."""
+class RefusalDelta:
+    """The next words in which a model says that it will not answer; they are no answer."""
 
     choice: int
-    reason: Literal["stop", "length"]
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolCallDelta:
+    """The next piece of a wish for a tool.
+
+    number: which call of this answer, from 0. id, name: in its first piece, empty afterwards.
+    arguments: the next characters of its JSON.
+    """
+
+    choice: int
+    number: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+Reason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An answer is at its end.
+
+    It stopped of itself or at a stop text, grew too long, waits for the results of tools, or was
+    broken off by its vendor's filter.
+    """
+
+    choice: int
+    reason: Reason
 
 
 @dataclass(frozen=True)
@@ -119,8 +212,11 @@ class Usage:
     """What a request has spent of the three budgets, and of time.
 
     text_tokens, image_tokens: of the prompt; together they are the context it took.
-    cached_tokens: of those, the ones that need not be read again.
-    answer_tokens: generated, over all choices.
+    estimated: the share of the pictures in it is by rule: whoever answered gave the sum alone.
+    cached_tokens: of those, the ones that need not be read again. written_tokens: those that a
+        vendor kept for the next request, and charges for.
+    answer_tokens: generated, over all choices. thought_tokens: of those, the ones that were spent
+        on thinking and are not shown.
     vision_flops, language_flops: multiplications and additions, of what was computed in fact; both
         0 where nobody knows, of a model that is run elsewhere.
     seconds: by stage: `queue`, `prepare`, `encode`, `prefill`, `decode`; `first_token` is the time
@@ -130,7 +226,10 @@ class Usage:
     text_tokens: int
     image_tokens: int
     cached_tokens: int = 0
+    written_tokens: int = 0
     answer_tokens: int = 0
+    thought_tokens: int = 0
+    estimated: bool = False
     images: int = 0
     vision_flops: int = 0
     language_flops: int = 0
@@ -155,7 +254,7 @@ class Completed:
     usage: Usage
 
 
-Event = TextDelta | Finished | Completed
+Event = TextDelta | RefusalDelta | ToolCallDelta | Finished | Completed
 
 
 class Generator(Protocol):

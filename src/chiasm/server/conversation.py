@@ -102,9 +102,6 @@ async def open_messages(messages: list[Read], opener: PictureOpener) -> tuple[Me
 
 def as_request(body: ChatRequest) -> Request:
     """All of the body but its messages. Raises InvalidRequest for what cannot be done as asked."""
-    for name in ("frequency_penalty", "presence_penalty"):
-        if getattr(body, name):
-            raise InvalidRequest(f"`{name}` is not supported.", hint="Leave it out.", param=name)
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("`top_logprobs` needs `logprobs`.", param="top_logprobs")
     limits = [n for n in (body.max_tokens, body.max_completion_tokens) if n is not None]
@@ -117,10 +114,12 @@ def as_request(body: ChatRequest) -> Request:
         messages=(),
         max_tokens=limits[0] if limits else None,
         sampling=Sampling(
-            temperature=0.0 if body.temperature is None else body.temperature,
-            top_p=1.0 if body.top_p is None else body.top_p,
+            temperature=body.temperature,
+            top_p=body.top_p,
             top_k=body.top_k or 0,
             seed=body.seed,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            presence_penalty=body.presence_penalty or 0.0,
         ),
         stop=tuple(stop),
         choices=1 if body.n is None else body.n,

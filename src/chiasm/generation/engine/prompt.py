@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chiasm.errors import ContextExceeded, InvalidRequest, UnsupportedCheckpoint
-from chiasm.generation.messages import ImagePart, Message, check_conversation, images_of
+from chiasm.generation.messages import ImagePart, Message, TextPart, check_conversation, pixels_of
+from chiasm.generation.request import Ability, check_abilities
 from chiasm.models.vision_language import joined
 
 if TYPE_CHECKING:
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from chiasm.models.chat import ChatTokenizer
     from chiasm.models.generator import GeneratorCheckpoint
     from chiasm.models.vision_language import ImageReader
+
+ABILITIES: frozenset[Ability] = frozenset(
+    ("choices", "logprobs", "schema", "seed", "stop", "temperature", "top_k", "top_p")
+)
+"""What the models that run here can be asked for."""
 
 Unit = int | tuple[str, int]
 """What two prompts must share to share their cache: a token, or the nth token of a picture."""
@@ -66,6 +72,7 @@ def prompt_of(
     context: tokens that both may have together, the checkpoint's own if None.
     Raises what `build_prompt` raises, and ContextExceeded when it is too long.
     """
+    check_abilities(request, ABILITIES, checkpoint.name)
     prompt = build_prompt(request.messages, checkpoint)
     context = checkpoint.context if context is None else min(context, checkpoint.context)
     room = context - len(prompt.ids)
@@ -87,7 +94,7 @@ def build_prompt(messages: Sequence[Message], checkpoint: GeneratorCheckpoint) -
     that reads none, or one that the template refuses.
     """
     check_conversation(messages)
-    images, reader, tokenizer = images_of(messages), checkpoint.images, checkpoint.tokenizer
+    images, reader, tokenizer = pixels_of(messages), checkpoint.images, checkpoint.tokenizer
     if images and reader is None:
         raise InvalidRequest(
             f"{checkpoint.name} reads text alone, and there is a picture in the conversation.",
@@ -105,17 +112,18 @@ def build_prompt(messages: Sequence[Message], checkpoint: GeneratorCheckpoint) -
 
 def _plain(message: Message, tokenizer: ChatTokenizer, mark: str | None) -> dict[str, Any]:
     """A message as templates take it."""
+    parts = [part for part in message.parts if isinstance(part, TextPart | ImagePart)]
     if tokenizer.takes_parts:
         content: Any = [
             {"type": "image"}
             if isinstance(part, ImagePart)
             else {"type": "text", "text": tokenizer.harmless(part.text, mark)}
-            for part in message.parts
+            for part in parts
         ]
     else:
         content = "".join(
             f"{mark}\n" if isinstance(part, ImagePart) else tokenizer.harmless(part.text, mark)
-            for part in message.parts
+            for part in parts
         )
     return {"role": message.role, "content": content}
 

@@ -25,7 +25,7 @@ class Sampler:
     def __call__(self, logits: Tensor) -> int:
         """Float [vocabulary] → a token. Minus infinity marks what may not be chosen."""
         sampling = self._sampling
-        if sampling.temperature == 0:
+        if not sampling.temperature:
             # numpy's, on the CPU: torch would wake threads for it, which keep a core busy after.
             return int(logits.argmax() if logits.device.type != "cpu" else logits.numpy().argmax())
         logits = logits.float().cpu() / sampling.temperature
@@ -34,7 +34,7 @@ class Sampler:
         else:
             logits, tokens = logits.sort(descending=True)
         probabilities = logits.softmax(dim=0)
-        if sampling.top_p < 1:
+        if sampling.top_p is not None and sampling.top_p < 1:
             # A token stays while those before it hold less than the share: at least one does.
             before = probabilities.cumsum(dim=0) - probabilities
             probabilities = probabilities * (before < sampling.top_p)

@@ -44,8 +44,8 @@ from chiasm.generation.messages import check_conversation, images_of
 from chiasm.generation.providers.address import Address
 from chiasm.generation.providers.cluster import CHECK_SECONDS, Cluster, Server
 from chiasm.generation.providers.vllm_probe import KEY_VARIABLE, VLLMProbe
-from chiasm.generation.providers.wire import AnswerReader, chat_body
-from chiasm.generation.request import Event, Request
+from chiasm.generation.providers.wire import ABILITIES, AnswerReader, chat_body
+from chiasm.generation.request import Event, Request, check_abilities
 
 if TYPE_CHECKING:
     from chiasm.models.vision_language import ImageReader
@@ -146,6 +146,7 @@ class VLLMGenerator:
         ContextExceeded, and InvalidRequest.
         """
         started = time.perf_counter()
+        check_abilities(request, ABILITIES, self.name)
         check_conversation(request.messages)
         images = images_of(request.messages)
         if images and not self.sees:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chiasm.errors import GeneratorFailed
-from chiasm.generation.messages import ImagePart, Message, images_of
+from chiasm.generation.messages import ImagePart, Message, TextPart, images_of
 from chiasm.generation.request import (
+    Ability,
     Completed,
     Event,
     Finished,
@@ -29,6 +30,9 @@ from chiasm.media import Image
 from chiasm.media.encode import encode_png
 
 DEFAULT_MAX_TOKENS = 1024  # as here; without a limit vLLM goes on to the end of its context
+ABILITIES: frozenset[Ability] = frozenset(
+    ("choices", "logprobs", "penalties", "schema", "seed", "stop", "temperature", "top_k", "top_p")
+)
 _PNG_EFFORT = 1  # the way to the server is short, and a large picture takes seconds otherwise
 
 
@@ -41,8 +45,10 @@ def chat_body(request: Request, model: str, context: int) -> dict[str, Any]:
         # More than its context vLLM refuses, where only what is left could be generated anyway.
         "max_tokens": min(request.max_tokens or DEFAULT_MAX_TOKENS, context),
         "n": request.choices,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
+        "temperature": sampling.temperature or 0.0,
+        "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
+        "frequency_penalty": sampling.frequency_penalty,
+        "presence_penalty": sampling.presence_penalty,
         "top_k": sampling.top_k,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
@@ -75,6 +81,7 @@ def _message(message: Message) -> dict[str, Any]:
         if isinstance(part, ImagePart)
         else {"type": "text", "text": part.text}
         for part in message.parts
+        if isinstance(part, TextPart | ImagePart)
     ]
     return {"role": message.role, "content": parts}
 
