@@ -103,3 +103,42 @@ def test_every_value_says_where_it_came_from(tmp_path: Path) -> None:
     assert found["device"] == ("cpu", "CHIASM_DEVICE")
     assert found["offline"] == (True, "flag")
     assert found["server.host"] == ("127.0.0.1", "default")
+
+
+TABLES = """
+[providers.openai]
+[providers.cluster]
+kind = "vllm"
+base_url = "http://a:8000,http://b:8000"
+first_token_seconds = 20
+[models.fast]
+targets = ["openai/gpt-5-mini", "cluster/qwen"]
+choose = "cheapest"
+[prices."cluster/qwen2.5"]
+input = 0.1
+"""
+
+
+def test_tables_whose_entries_the_user_names(tmp_path: Path) -> None:
+    settings = Settings.load(environment={}, file=write(tmp_path / "chiasm.toml", TABLES))
+    assert list(settings.providers) == ["openai", "cluster"]
+    assert settings.providers["cluster"].first_token_seconds == 20.0
+    assert settings.models["fast"].targets == ("openai/gpt-5-mini", "cluster/qwen")
+    assert settings.prices["cluster/qwen2.5"].input == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[providers.x]\nkinds = 'vllm'", ["providers.x.kinds", "base_url"]),
+        ("[providers]\nx = 1", ["providers.x", "[providers.x]"]),
+        ("providers = 3", ["providers", "table"]),
+        ("[models.a]\ntargets = 'one'", ["models.a.targets", "list of texts"]),
+        ("[models.a]\nretries = 1.5", ["models.a.retries", "whole number"]),
+        ("[models.a]\nhedge_seconds = 'soon'", ["models.a.hedge_seconds", "a number"]),
+    ],
+)
+def test_tables_that_cannot_be_used(tmp_path: Path, text: str, words: list[str]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load(environment={}, file=write(tmp_path / "chiasm.toml", text))
+    assert all(word in str(caught.value) for word in words)

@@ -2,7 +2,8 @@
 
 Each default stands here and nowhere else. A TOML file has the same names as the dataclasses
 below (`offline = true`, `[server]` / `port = 9000`); an environment variable is the upper-case
-path with `CHIASM_` in front (`CHIASM_OFFLINE=1`, `CHIASM_SERVER_PORT=9000`).
+path with `CHIASM_` in front (`CHIASM_OFFLINE=1`, `CHIASM_SERVER_PORT=9000`). Tables with names of
+the user's own (`[providers.NAME]`, `[models.NAME]`, `[prices."NAME"]`) stand in a file alone.
 
 The file is looked for at `$CHIASM_CONFIG`, then `./chiasm.toml`, then in the user's
 configuration directory. The first one found is read; files are not merged.
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import platformdirs
 
@@ -33,6 +34,9 @@ class ServerSettings:
     allowed_hosts: names, separated by commas, that the Host header may hold. On a loopback
         address they come on top of the loopback names; on any other, none means any.
     max_waiting: questions that may wait for the generator; the next are refused with 429.
+    require_keys: answer to none but holders of a key (`chiasm keys create`). Without it a key is
+        asked for as soon as there is one.
+    ledger_content: keep each request's texts and its pictures' digests with its row in the ledger.
     """
 
     host: str = "127.0.0.1"
@@ -40,6 +44,8 @@ class ServerSettings:
     max_request_bytes: int = 256 * 1024 * 1024
     allowed_hosts: str = ""
     max_waiting: int = 128
+    require_keys: bool = False
+    ledger_content: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +71,77 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ProviderSettings:
+    """`[providers.NAME]`: where models answer that are run elsewhere. Callers ask for `NAME/model`.
+
+    kind: `openai`, `openai-responses`, `anthropic`, `gemini` or `vllm`; empty is the name itself.
+    base_url: empty is the vendor's own; of vLLM servers several, with commas between.
+    key_variable: the environment variable with the key; empty is the vendor's usual one.
+    models: those that may be asked for by `NAME/model`; none means any.
+    connect_seconds, first_token_seconds, between_seconds: how long it is waited for.
+    places: questions that it is asked at once. failures: in a row, after which it is left alone
+        for `rest_seconds`.
+    """
+
+    kind: str = ""
+    base_url: str = ""
+    key_variable: str = ""
+    models: tuple[str, ...] = ()
+    connect_seconds: float = 5.0
+    first_token_seconds: float = 120.0
+    between_seconds: float = 60.0
+    places: int = 64
+    failures: int = 5
+    rest_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """`[models.NAME]`: a name for callers, and which models answer to it.
+
+    targets: `provider/model`, or a generator of this server; the next is asked where one fails.
+    choose: the order in which they are asked: `first` as they stand, `cheapest` by the plan of the
+        request, `fastest` by what was measured. evaluation, min_accuracy: only those whose measured
+        accuracy on that evaluation is at least so much.
+    retries: how often one target is asked again, before the next. first_token_seconds,
+        between_seconds: tighter than the provider's own; 0 is the same. restart: begin anew with
+        the next target although words have been sent; the caller sees where.
+    hedge_seconds: ask the next target, too, when the first is silent for so long; 0 is never.
+    cache_seconds: how long the same question has the same answer; 0 is not at all.
+    max_tokens: of an answer, where the caller says nothing; 0 leaves it to the model.
+    max_image_tokens: pictures of a request are scaled down to take no more; 0 is no bound.
+    """
+
+    targets: tuple[str, ...] = ()
+    choose: str = "first"
+    evaluation: str = ""
+    min_accuracy: float = 0.0
+    retries: int = 2
+    first_token_seconds: float = 0.0
+    between_seconds: float = 0.0
+    restart: bool = False
+    hedge_seconds: float = 0.0
+    cache_seconds: float = 0.0
+    max_tokens: int = 0
+    max_image_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PriceSettings:
+    """`[prices."provider/model"]`: USD per million tokens, before the published price lists."""
+
+    input: float = 0.0
+    cached_input: float = 0.0
+    output: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that can be set. Paths are absolute once `load` has returned them."""
+    """Everything that can be set. Paths are absolute once `load` has returned them.
+
+    database: of keys, budgets and the ledger, as SQLAlchemy writes it (`postgresql+psycopg://…`);
+        empty is a file in `data_dir`.
+    """
 
     cache_dir: Path = field(default_factory=lambda: Path(platformdirs.user_cache_dir(_APP)))
     data_dir: Path = field(default_factory=lambda: Path(platformdirs.user_data_dir(_APP)))
@@ -74,10 +149,14 @@ class Settings:
     generator: str = "default-vlm"
     device: str = "auto"
     offline: bool = False
+    database: str = ""
     media: Limits = field(default_factory=Limits)
     server: ServerSettings = field(default_factory=ServerSettings)
     indexing: IndexingSettings = field(default_factory=IndexingSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
+    providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
+    models: Mapping[str, ModelSettings] = field(default_factory=dict)
+    prices: Mapping[str, PriceSettings] = field(default_factory=dict)
 
     @property
     def catalog(self) -> Path:
@@ -173,17 +252,29 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in _tables():
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
+def _tables() -> dict[str, Any]:
+    """Name → class of the entries of each table whose entries the user names."""
+    hints = get_type_hints(Settings)
+    return {name: get_args(kind)[1] for name, kind in hints.items() if _is_table(kind)}
+
+
+def _is_table(kind: Any) -> bool:
+    return get_origin(kind) is Mapping
+
+
 def _leaves(cls: type, prefix: str = "") -> dict[str, type]:
-    """Dotted name → type of every setting below `cls`."""
+    """Dotted name → type of every setting below `cls`, but for those in tables."""
     leaves: dict[str, type] = {}
     for name, kind in get_type_hints(cls).items():
+        if _is_table(kind):
+            continue
         if isinstance(kind, type) and is_dataclass(kind):
             leaves |= _leaves(kind, f"{prefix}{name}.")
         else:
@@ -199,13 +290,50 @@ def _build(cls: Any, prefix: str, values: dict[str, tuple[Any, str]]) -> Any:
         kind, name = hints[item.name], f"{prefix}{item.name}"
         if is_dataclass(kind):
             arguments[item.name] = _build(kind, f"{name}.", values)
+        elif _is_table(kind):
+            if name in values:
+                value, where = values.pop(name)
+                arguments[item.name] = _build_table(value, get_args(kind)[1], name, where)
         elif name in values:
             value, where = values.pop(name)
             arguments[item.name] = _checked(value, kind, name, where)
     return cls(**arguments)
 
 
-def _checked(value: Any, kind: type, name: str, where: str) -> Any:
+def _build_table(value: Any, kind: Any, name: str, where: str) -> dict[str, Any]:
+    """The entries of a table, each made as its dataclass has it."""
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"{where}: {name} must be a table.", param=name)
+    built = {}
+    for key, entry in value.items():
+        place = f"{name}.{key}"
+        if not isinstance(entry, Mapping):
+            raise ConfigurationError(
+                f"{where}: {place} must be a table.", hint=f"Write [{place}].", param=place
+            )
+        hints = get_type_hints(kind)
+        if unknown := sorted(set(entry) - set(hints)):
+            raise ConfigurationError(
+                f"{where}: there is no setting called '{place}.{unknown[0]}'.",
+                hint=f"Settings of [{place}] are: {', '.join(hints)}.",
+                param=place,
+            )
+        checked = {
+            each: _checked(entry[each], hints[each], f"{place}.{each}", where) for each in entry
+        }
+        built[key] = kind(**checked)
+    return built
+
+
+def _checked(value: Any, kind: Any, name: str, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if get_origin(kind) is tuple:
+        if isinstance(value, list) and all(isinstance(each, str) for each in value):
+            return tuple(value)
+        raise ConfigurationError(
+            f"{where}: {name} must be a list of texts, not {value!r}.", param=name
+        )
     if kind is Path and isinstance(value, str | Path):
         return Path(value).expanduser().absolute()
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
@@ -228,8 +356,19 @@ def _from_text(text: str, kind: type, variable: str) -> Any:
             return int(text)
         except ValueError:
             raise ConfigurationError(f"{variable} must be a whole number, not {text!r}.") from None
+    if kind is float:
+        try:
+            return float(text)
+        except ValueError:
+            raise ConfigurationError(f"{variable} must be a number, not {text!r}.") from None
     return text
 
 
 def _article(kind: type) -> str:
-    return {bool: "true or false", int: "a whole number", str: "a text", Path: "a path"}[kind]
+    return {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        Path: "a path",
+    }[kind]

@@ -52,7 +52,8 @@ def test_the_distribution(sampling: Sampling) -> None:
     sampler = Sampler(sampling)
     draws = 4000
     counts = Counter(sampler(LOGITS) for _ in range(draws))
-    wanted = expected(sampling.temperature, sampling.top_p, sampling.top_k)
+    assert sampling.temperature is not None
+    wanted = expected(sampling.temperature, sampling.top_p or 1.0, sampling.top_k)
     assert set(counts) <= set(np.flatnonzero(wanted))
     seen = [counts[token] for token in np.flatnonzero(wanted)]
     assert stats.chisquare(seen, wanted[wanted > 0] * draws).pvalue > 0.001
