@@ -209,6 +209,56 @@ class Cancelled(ChiasmError):
     code = "cancelled"
 
 
+# Keys and budgets -------------------------------------------------------------------------------
+
+
+class InvalidKey(ChiasmError):
+    """No key, or one that is not known, has expired or was revoked: which, is not said."""
+
+    http_status = 401
+    exit_code = 2
+    code = "invalid_api_key"
+    kind = "authentication_error"
+
+
+class KeyForbidden(ChiasmError):
+    """The key is good, but not for this model or this collection."""
+
+    http_status = 403
+    exit_code = 2
+    code = "key_forbidden"
+    kind = "permission_error"
+
+
+class KeyNotFound(InvalidRequest):
+    """No key by that id or name."""
+
+    http_status = 404
+    code = "key_not_found"
+
+
+class BudgetExceeded(ChiasmError):
+    """A key's budget has too little left for this request. resets: when it begins anew, ISO 8601.
+
+    To ask again soon is no use, though the status is 429, as it is with OpenAI.
+    """
+
+    http_status = 429
+    exit_code = 8
+    code = "insufficient_quota"
+    kind = "insufficient_quota"
+
+    def __init__(self, message: str, *, resets: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.resets = resets
+
+
+class RateLimited(Overloaded):
+    """A key asks faster than it may. retry_after: seconds until this request would pass."""
+
+    code = "rate_limit_exceeded"
+
+
 # Training ---------------------------------------------------------------------------------------
 
 
