@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from chiasm.media.decode import Header, open_data_url, open_image, read_header
     from chiasm.media.encode import encode_jpeg, encode_png, encode_webp
+    from chiasm.media.encoded import EncodedImage, read_encoded
     from chiasm.media.folder import IMAGE_SUFFIXES, find_images
     from chiasm.media.image import Image
     from chiasm.media.limits import Limits
     from chiasm.media.transform import resize, thumbnail
 
 _HOMES = {
+    "EncodedImage": "encoded",
     "Header": "decode",
     "IMAGE_SUFFIXES": "folder",
     "Image": "image",
@@ -28,6 +30,7 @@ _HOMES = {
     "find_images": "folder",
     "open_data_url": "decode",
     "open_image": "decode",
+    "read_encoded": "encoded",
     "read_header": "decode",
     "resize": "transform",
     "thumbnail": "transform",
@@ -35,6 +38,7 @@ _HOMES = {
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "EncodedImage",
     "Header",
     "Image",
     "Limits",
@@ -44,6 +48,7 @@ __all__ = [
     "find_images",
     "open_data_url",
     "open_image",
+    "read_encoded",
     "read_header",
     "resize",
     "thumbnail",

@@ -15,7 +15,7 @@ from typing import BinaryIO
 PREFIX = 64
 """Bytes that `identify` and `webp_size` need."""
 
-_MOST_JPEG_SCANS = 64  # encoders write about ten
+MOST_JPEG_SCANS = 64  # encoders write about ten
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # stuffing and restarts left out
 _MOST_PNG_CHUNKS = 100_000
 _MOST_TIFF_PAGES = 10_000
@@ -116,7 +116,7 @@ def check_jpeg_scans(data: bytes) -> None:
             scans += 1
             if components and data[marker.end() + 2 : marker.end() + 3] == bytes([components]):
                 return  # all components at once: a sequential decoder reads no second scan
-            if scans > _MOST_JPEG_SCANS:
+            if scans > MOST_JPEG_SCANS:
                 raise Malformed
 
 

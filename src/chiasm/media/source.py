@@ -92,20 +92,27 @@ def decode_data_url(url: str, limits: Limits, name: str) -> bytes:
     padding: all of these arrive in practice. Its length is checked before it is decoded, and
     neither the text nor a part of it is ever in a message.
     """
-    header, comma, payload = url[5:].partition(",")
-    if not comma:
+    comma = url.find(",", 5)
+    if comma < 0:
         raise ImageError(name, "a data URL needs a comma before its data.")
-    is_base64 = header.rpartition(";")[2].strip().lower() == "base64"
     # Percent-encoding writes a byte as three characters and base64 three bytes as four, so no
     # payload within the limit is longer than this; it keeps the counting below bounded, too.
-    if len(payload) > 4 * limits.max_bytes + 16:
+    if len(url) - comma > 4 * limits.max_bytes + 17:
         check_bytes(limits.max_bytes + 1, limits, name)
-    letters = len(payload) - 2 * payload.count("%")
-    if not is_base64:
-        check_bytes(letters, limits, name)
+    payload = url[comma + 1 :]
+    if not _is_base64(url, comma):
+        check_bytes(len(payload) - 2 * payload.count("%"), limits, name)
         return unquote_to_bytes(payload)
     if not payload.isascii():
         raise ImageError(name, "the data URL's base64 is malformed.")
+    if len(payload) * 3 // 4 <= limits.max_bytes + 2:
+        try:  # as almost all are written; whatever else arrives is brought into this form below
+            data = binascii.a2b_base64(payload, strict_mode=True)
+        except ValueError:
+            pass
+        else:
+            check_bytes(len(data), limits, name)
+            return data
     if "%" in payload:
         payload = unquote_to_bytes(payload).decode("latin-1")
     payload = "".join(payload.split()).rstrip("=")
@@ -116,6 +123,16 @@ def decode_data_url(url: str, limits: Limits, name: str) -> bytes:
         )
     except ValueError:  # binascii.Error, or a character beyond ASCII
         raise ImageError(name, "the data URL's base64 is malformed.") from None
+
+
+def base64_payload(url: str) -> str | None:
+    """What stands behind the comma of a data URL, as it came; None if that is not base64."""
+    comma = url.find(",", 5)
+    return url[comma + 1 :] if comma >= 0 and _is_base64(url, comma) else None
+
+
+def _is_base64(url: str, comma: int) -> bool:
+    return url[5:comma].rpartition(";")[2].strip().lower() == "base64"
 
 
 def _open_file(path: Path, limits: Limits, name: str) -> tuple[Stream, int]:

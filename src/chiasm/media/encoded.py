@@ -1,0 +1,118 @@
+"""A picture as it came: looked at, but not decoded.
+
+Most pictures that a gateway sees are for a model elsewhere. Their size decides what they cost,
+and their bytes can often be sent on unchanged, so nothing here spends time on pixels.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from chiasm.errors import BrokenImage, ImageError
+from chiasm.media.container import Malformed
+from chiasm.media.decode import open_image, read_header
+from chiasm.media.image import Image
+from chiasm.media.limits import Limits
+from chiasm.media.source import base64_payload, decode_data_url, display_name, is_data_url
+from chiasm.media.walk import is_plain
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """A file whose header was read and held against the limits. Made by `read_encoded` alone.
+
+    data: the encoded bytes.
+    name: what to call the picture in a message.
+    format: "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF" or "AVIF".
+    size: (width, height) in pixels, upright: after the EXIF orientation.
+    frames: of an animation, or pages of a document; only the first is ever decoded.
+    travels: it carries nothing but its picture, no metadata and no second file, and stands
+        upright, so it may be sent on as it is (`chiasm.media.walk`).
+    base64: the caller's own text where it is exactly how `data` is written, so that it need not
+        be made again.
+    """
+
+    data: bytes = field(repr=False)
+    name: str
+    format: str
+    size: tuple[int, int]
+    frames: int = 1
+    travels: bool = False
+    base64: str | None = field(default=None, repr=False)
+
+    @property
+    def width(self) -> int:
+        """Width of the upright picture."""
+        return self.size[0]
+
+    @property
+    def height(self) -> int:
+        """Height of the upright picture."""
+        return self.size[1]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the encoded bytes, as 64 hexadecimal digits; never that of an `Image`.
+
+        The same pixels in another file have another digest.
+        """
+        hasher = hashlib.sha256(b"chiasm-encoded-1\n")
+        hasher.update(self.data)
+        return hasher.hexdigest()
+
+    def open(self, limits: Limits, shortest_side: int | None = None) -> Image:
+        """Decode it. Arguments and errors: as for `open_image`."""
+        return open_image(self.data, limits=limits, shortest_side=shortest_side, name=self.name)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, EncodedImage):
+            return NotImplemented
+        return self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+def read_encoded(source: bytes | str, *, limits: Limits, name: str | None = None) -> EncodedImage:
+    """Check a picture without decoding it.
+
+    source: encoded bytes, or a data URL; a string of any other kind is refused: no path, no
+        address. name: what to call it in messages.
+
+    Raises what `open_image` raises, as far as the header and the container tell: `ImageTooLarge`
+    before base64 is decoded, `BrokenImage` for a file that is cut short. Damage within the
+    compressed pixels of a file that is whole is not found here.
+    """
+    name = display_name(source, name)
+    base64 = None
+    if isinstance(source, str):
+        if not is_data_url(source):
+            raise ImageError(
+                name,
+                "this is not a data URL.",
+                hint='A data URL starts with "data:image/jpeg;base64,".',
+            )
+        data = decode_data_url(source, limits, name)
+        base64 = _canonical(base64_payload(source), data)
+    else:
+        data = source
+    header = read_header(data, limits=limits, name=name)
+    try:
+        travels = is_plain(data, header.format) and header.frames == 1
+    except Malformed:
+        raise BrokenImage(name, "it is damaged or cut short.") from None
+    return EncodedImage(data, name, header.format, header.size, header.frames, travels, base64)
+
+
+def _canonical(payload: str | None, data: bytes) -> str | None:
+    """`payload` if it is base64 as RFC 4648 section 4 writes it, padding and unused bits too."""
+    if payload is None or len(payload) != (len(data) + 2) // 3 * 4:
+        return None
+    tail = data[len(data) - (len(data) % 3 or 3) :]
+    if not payload.endswith(binascii.b2a_base64(tail, newline=False).decode()):
+        return None
+    # The right length leaves no room for line ends or escapes; the URL-safe alphabet is left.
+    return None if "-" in payload or "_" in payload else payload
