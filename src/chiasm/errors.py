@@ -131,6 +131,12 @@ class UnsupportedCheckpoint(InvalidRequest):
 # Generation -------------------------------------------------------------------------------------
 
 
+class Unsupported(InvalidRequest):
+    """A model cannot do what was asked for; another might."""
+
+    code = "unsupported_parameter"
+
+
 class ContextExceeded(InvalidRequest):
     """Pictures and text have more tokens than the model reads."""
 
@@ -170,6 +176,14 @@ class ContentRefused(InvalidRequest):
     """A provider's own rules forbid it to answer this text or these pictures."""
 
     code = "content_refused"
+
+
+class NoModelQualifies(ChiasmError):
+    """None of a route's models has been measured to be as good as the route demands."""
+
+    http_status = 503
+    exit_code = 7
+    code = "no_model_qualifies"
 
 
 class GeneratorFailed(ChiasmError):

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from chiasm.errors import InvalidRequest
+from chiasm.errors import InvalidRequest, Unsupported
 from chiasm.generation.messages import Message
 
 MOST_CHOICES = 16
@@ -114,7 +114,7 @@ Ability = Literal[
 
 
 def check_abilities(request: Request, able: frozenset[Ability], model: str) -> None:
-    """Raise InvalidRequest for the first thing asked for that a model cannot do.
+    """Raise Unsupported for the first thing asked for that a model cannot do.
 
     What would change the answer is refused, never dropped in silence.
     """
@@ -135,7 +135,7 @@ def check_abilities(request: Request, able: frozenset[Ability], model: str) -> N
     )
     for ability, asked, param in wanted:
         if asked and ability not in able:
-            raise InvalidRequest(
+            raise Unsupported(
                 f"`{param}` is not supported by {model}.", hint="Leave it out.", param=param
             )
 
@@ -248,13 +248,18 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Restarted:
+    """What was said before is void: another model begins anew, as the caller has allowed."""
+
+
+@dataclass(frozen=True)
 class Completed:
     """The last event."""
 
     usage: Usage
 
 
-Event = TextDelta | RefusalDelta | ToolCallDelta | Finished | Completed
+Event = TextDelta | RefusalDelta | ToolCallDelta | Finished | Restarted | Completed
 
 
 class Generator(Protocol):

@@ -1,0 +1,127 @@
+"""The providers that the settings name: their generators, made when first asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from chiasm.errors import ProviderKeyRefused
+from chiasm.generation.targets import Target, kind_of
+
+if TYPE_CHECKING:
+    from chiasm.generation.request import Generator
+    from chiasm.settings import ProviderSettings
+
+KEY_VARIABLES: Mapping[str, tuple[str, ...]] = {
+    "openai": ("OPENAI_API_KEY",),
+    "openai-responses": ("OPENAI_API_KEY",),
+    "anthropic": ("ANTHROPIC_API_KEY",),
+    "gemini": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+    "vllm": ("VLLM_API_KEY",),
+}
+"""Where a provider's key is looked for when its settings do not say."""
+
+Make = Callable[[str, "ProviderSettings", str], "Generator"]
+
+
+class Providers:
+    """Generators by target, each made once, and no more questions at once than a provider takes.
+
+    Used in one event loop; making one imports an SDK, which takes a thread a second or two.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, ProviderSettings], *, make: Make | None = None
+    ) -> None:
+        self.settings = settings
+        self._make = make or make_generator
+        self._generators: dict[Target, Generator] = {}
+        self._making: dict[Target, asyncio.Task[Generator]] = {}
+        self._places = {name: asyncio.Semaphore(each.places) for name, each in settings.items()}
+
+    async def generator(self, target: Target) -> Generator:
+        """Raises ConfigurationError, ProviderKeyRefused where no key is set, and of vLLM
+        GeneratorUnreachable.
+        """
+        found = self._generators.get(target)
+        if found is not None:
+            return found
+        task = self._making.get(target)
+        if task is None:
+            provider = self.settings[target.provider]
+            task = asyncio.create_task(
+                asyncio.to_thread(self._make, target.provider, provider, target.model)
+            )
+            self._making[target] = task
+        try:
+            found = await asyncio.shield(task)
+        finally:
+            if task.done():
+                self._making.pop(target, None)
+        self._generators[target] = found
+        return found
+
+    @asynccontextmanager
+    async def place(self, provider: str) -> AsyncGenerator[None]:
+        """Hold one of the questions that the provider is asked at once."""
+        async with self._places[provider]:
+            yield
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        for generator in self._generators.values():
+            generator.close()
+        self._generators.clear()
+
+
+def key_for(name: str, provider: ProviderSettings) -> str | None:
+    """The key in the environment, if there is one."""
+    variables = (
+        (provider.key_variable,)
+        if provider.key_variable
+        else KEY_VARIABLES.get(kind_of(name, provider), ())
+    )
+    return next((os.environ[each] for each in variables if os.environ.get(each)), None)
+
+
+def make_generator(name: str, provider: ProviderSettings, model: str) -> Generator:
+    """A provider's model. Blocks: it imports an SDK, and asks vLLM servers what they serve.
+
+    Raises what `Providers.generator` raises.
+    """
+    from chiasm.generation.providers.address import Address
+    from chiasm.generation.providers.patience import Patience
+
+    kind, key = kind_of(name, provider), key_for(name, provider)
+    patience = Patience(
+        provider.connect_seconds, provider.first_token_seconds, provider.between_seconds
+    )
+    if kind == "vllm":
+        from chiasm.generation.providers.vllm import VLLMGenerator
+
+        urls = tuple(each.strip() for each in provider.base_url.split(",") if each.strip())
+        return VLLMGenerator(Address(urls, model), patience=patience)
+    if key is None and not provider.base_url:
+        variable = provider.key_variable or KEY_VARIABLES[kind][0]
+        raise ProviderKeyRefused(
+            f"There is no key for {name}.", hint=f"Put it into the environment as {variable}."
+        )
+    base_url = provider.base_url or None
+    if kind == "anthropic":
+        from chiasm.generation.providers.anthropic_messages import AnthropicMessages
+
+        return AnthropicMessages(model=model, base_url=base_url, key=key, patience=patience)
+    if kind == "gemini":
+        from chiasm.generation.providers.gemini import Gemini
+
+        return Gemini(model=model, base_url=base_url, key=key, patience=patience)
+    if kind == "openai-responses":
+        from chiasm.generation.providers.openai_responses import OpenAIResponses
+
+        return OpenAIResponses(model=model, base_url=base_url, key=key, patience=patience)
+    from chiasm.generation.providers.openai_chat import OpenAIChat
+
+    return OpenAIChat(model=model, base_url=base_url, key=key, patience=patience)

@@ -1,0 +1,406 @@
+"""One door to every model: who is asked, again or next, and when a question is given up.
+
+A route's targets are asked in turn. What a provider fails before its first word is tried again,
+after a pause that grows and is never the same twice, and then with the next target; once a word
+has been sent an answer is never begun anew, unless the caller has said that it may be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+
+from chiasm.errors import (
+    ChiasmError,
+    ContextExceeded,
+    GeneratorFailed,
+    GeneratorUnreachable,
+    InvalidRequest,
+    NoModelQualifies,
+    ProviderBusy,
+    ProviderKeyRefused,
+    TimedOut,
+    Unsupported,
+)
+from chiasm.generation.breaker import Breaker
+from chiasm.generation.providers.loading import Providers
+from chiasm.generation.request import Completed, Event, Finished, Request, Restarted
+from chiasm.generation.response_cache import ResponseCache, key_of
+from chiasm.generation.targets import Route, Target
+from chiasm.settings import ProviderSettings
+
+log = logging.getLogger("chiasm.generation")
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0  # seconds
+_LONGEST_RETRY_AFTER = 20.0  # a provider that wants a longer pause is not waited for
+_MEMORY = 0.2  # the share of the newest answer in the mean time to a first token
+
+Local = Callable[[Target, Request], AsyncGenerator[Event]]
+Price = Callable[[Target, Request], float | None]
+Accuracy = Callable[[str, Target], float | None]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A target that was asked. trouble: the error's code; None where it answered."""
+
+    target: str
+    trouble: str | None
+    seconds: float
+
+
+@dataclass
+class Trace:
+    """What became of one question, filled in while it is answered."""
+
+    attempts: list[Attempt] = field(default_factory=list)
+    target: Target | None = None
+    from_cache: bool = False
+    hedged: bool = False
+    restarted: bool = False
+
+    @property
+    def retries(self) -> int:
+        """Attempts beyond the first."""
+        return max(0, len(self.attempts) - 1)
+
+
+class Router:
+    """Answers questions by whoever a route names. Used in one event loop."""
+
+    def __init__(
+        self,
+        providers: Providers,
+        local: Local,
+        *,
+        price: Price = lambda target, request: None,
+        accuracy: Accuracy = lambda evaluation, target: None,
+        pause: Callable[[float], object] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """local: asks a model of this server. price: USD that a request is expected to cost, and
+        accuracy: what was measured of a target on an evaluation; None where nobody knows.
+        """
+        self._providers = providers
+        self._local = local
+        self._price = price
+        self._accuracy = accuracy
+        self._pause = pause
+        self._clock = clock
+        self._cache = ResponseCache(clock=clock)
+        self._seconds: dict[str, float] = {}
+        self._breakers = {
+            name: Breaker(each.failures, each.rest_seconds, clock=clock)
+            for name, each in providers.settings.items()
+        }
+
+    @property
+    def breakers(self) -> dict[str, Breaker]:
+        """By provider."""
+        return self._breakers
+
+    def first_token_seconds(self, target: Target) -> float | None:
+        """How long a target's first token took of late; None if it was never asked."""
+        return self._seconds.get(target.name)
+
+    # Choosing --------------------------------------------------------------------------------
+
+    def order(self, route: Route, request: Request) -> list[Target]:
+        """The route's targets as this request should ask them.
+
+        Raises NoModelQualifies where the route demands an accuracy that none was measured to have.
+        """
+        how = route.how
+        targets = list(route.targets)
+        if how.min_accuracy:
+            measured = {each: self._accuracy(how.evaluation, each) for each in targets}
+            targets = [each for each in targets if (measured[each] or 0.0) >= how.min_accuracy]
+            if not targets:
+                raise NoModelQualifies(
+                    f"No model of {route.name} was measured to reach {how.min_accuracy:g} on "
+                    f"{how.evaluation}.",
+                    hint=f"Measure them with chiasm eval run {how.evaluation}.",
+                )
+        # What nobody knows comes last, in the order in which it stands.
+        if how.choose == "cheapest":
+            prices = {each: self._price(each, request) for each in targets}
+            targets.sort(key=lambda each: _or_last(prices[each]))
+        elif how.choose == "fastest":
+            targets.sort(key=lambda each: _or_last(self._seconds.get(each.name)))
+        return targets
+
+    # Asking ----------------------------------------------------------------------------------
+
+    async def stream(
+        self, route: Route, request: Request, trace: Trace, *, restart: bool = False
+    ) -> AsyncGenerator[Event]:
+        """The answer's events; closing the iterator ends the work.
+
+        Raises the last target's error when none has answered.
+        """
+        how = route.how
+        targets = self.order(route, request)
+        key = key_of(request, [each.name for each in targets]) if how.cache_seconds else None
+        known = self._cache.get(key, how.cache_seconds) if key else None
+        if known is not None:
+            trace.from_cache, trace.target = True, targets[0]
+            for event in known:
+                yield event
+            return
+        said: list[Event] = []
+        answer = self._in_turn(route, targets, request, trace, restart or how.restart)
+        async with aclosing(answer) as events:
+            async for event in events:
+                if key is not None:
+                    said = [] if isinstance(event, Restarted) else [*said, event]
+                yield event
+        if key is not None and _whole(said):
+            self._cache.put(key, said)
+
+    async def _in_turn(
+        self,
+        route: Route,
+        targets: Sequence[Target],
+        request: Request,
+        trace: Trace,
+        restart: bool,
+    ) -> AsyncGenerator[Event]:
+        failure: ChiasmError | None = None
+        left = list(targets)
+        while left:
+            target = left.pop(0)
+            if not self._usable(target):
+                trace.attempts.append(Attempt(target.name, "circuit_open", 0.0))
+                failure = failure or GeneratorUnreachable(
+                    f"{target.name} has failed again and again, and is left alone for a while.",
+                    hint="Try again in a moment.",
+                )
+                continue
+            for retry in range(route.how.retries + 1):
+                rivals = [target]
+                if route.how.hedge_seconds and left and self._usable(left[0]):
+                    rivals.append(left[0])
+                begun = False
+                try:
+                    async with aclosing(self._attempt(route, rivals, request, trace)) as events:
+                        async for event in events:
+                            if not begun and trace.restarted:
+                                yield Restarted()
+                            begun = True
+                            yield event
+                except ChiasmError as error:
+                    failure = error
+                    if begun:
+                        if not (restart and _passes(error)):
+                            raise
+                        trace.restarted = True
+                    if not (_passes(error) or isinstance(error, ContextExceeded | Unsupported)):
+                        raise
+                    wait = _wait(error, retry, last=retry == route.how.retries, others=bool(left))
+                    if wait is None:
+                        break
+                    await self._pause(wait)  # type: ignore[misc]
+                else:
+                    return
+        assert failure is not None
+        raise failure
+
+    def _usable(self, target: Target) -> bool:
+        breaker = self._breakers.get(target.provider)
+        return breaker is None or breaker.usable
+
+    async def _attempt(
+        self, route: Route, rivals: Sequence[Target], request: Request, trace: Trace
+    ) -> AsyncGenerator[Event]:
+        """One target's answer; with a second rival the one whose first word comes first."""
+        if len(rivals) == 1:
+            async with aclosing(self._ask(route, rivals[0], request, trace)) as events:
+                async for event in events:
+                    trace.target = rivals[0]
+                    yield event
+            return
+        async with AsyncExitStack() as stack:
+            race = _Race()
+            stack.push_async_callback(race.close)
+            race.start(rivals[0], self._ask(route, rivals[0], request, trace))
+            winner = await race.first(route.how.hedge_seconds)
+            if winner is None:
+                trace.hedged = True
+                race.start(rivals[1], self._ask(route, rivals[1], request, trace))
+                winner = await race.first(None)
+            assert winner is not None
+            trace.target = winner
+            async for event in race.rest(winner):
+                yield event
+
+    async def _ask(
+        self, route: Route, target: Target, request: Request, trace: Trace
+    ) -> AsyncGenerator[Event]:
+        """One target, watched: its breaker, its time to the first token, its troubles."""
+        breaker = self._breakers.get(target.provider)
+        begun, trouble = self._clock(), "cancelled"
+        if breaker is not None:
+            breaker.begin()
+        try:
+            first = True
+            async with aclosing(self._events(route, target, request)) as events:
+                async for event in events:
+                    if first:
+                        first = False
+                        self._learn(target, self._clock() - begun)
+                    yield event
+            trouble = ""
+            if breaker is not None:
+                breaker.succeed()
+        except ChiasmError as error:
+            trouble = error.code or "internal_error"
+            if breaker is not None:
+                if isinstance(error, GeneratorUnreachable | GeneratorFailed) and not isinstance(
+                    error, ProviderBusy
+                ):
+                    breaker.fail()
+                elif isinstance(error, InvalidRequest):
+                    breaker.succeed()
+            if trouble and _passes(error):
+                log.warning("%s: %s", target.name, error)
+            raise
+        finally:
+            if breaker is not None and trouble == "cancelled":
+                breaker.give_up()
+            seconds = self._clock() - begun
+            trace.attempts.append(Attempt(target.name, trouble or None, seconds))
+
+    async def _events(
+        self, route: Route, target: Target, request: Request
+    ) -> AsyncGenerator[Event]:
+        """The target's own events, each in its time."""
+        if not target.provider:
+            async with aclosing(self._local(target, request)) as events:
+                async for event in events:
+                    yield event
+            return
+        settings: ProviderSettings = self._providers.settings[target.provider]
+        how = route.how
+        first = how.first_token_seconds or settings.first_token_seconds
+        between = how.between_seconds or settings.between_seconds
+        async with self._providers.place(target.provider):
+            generator = await self._providers.generator(target)
+            async with aclosing(generator.stream(request)) as events:
+                wait = first
+                while True:
+                    try:
+                        async with asyncio.timeout(wait):
+                            event = await anext(events, None)
+                    except TimeoutError:
+                        raise GeneratorFailed(
+                            f"{target.name} has been silent for {wait:g} seconds."
+                        ) from None
+                    if event is None:
+                        return
+                    wait = between
+                    yield event
+
+    def _learn(self, target: Target, seconds: float) -> None:
+        before = self._seconds.get(target.name, seconds)
+        self._seconds[target.name] = before + _MEMORY * (seconds - before)
+
+
+def _passes(error: ChiasmError) -> bool:
+    """Whether another try, or another target, might do better."""
+    return isinstance(error, GeneratorUnreachable | GeneratorFailed) and not isinstance(
+        error, TimedOut
+    )
+
+
+def _wait(error: ChiasmError, retry: int, *, last: bool, others: bool) -> float | None:
+    """Seconds until the same target is asked again; None: it is not."""
+    if last or isinstance(error, ProviderKeyRefused | InvalidRequest):
+        return None
+    pause = min(_FIRST_PAUSE * 2**retry, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311
+    if isinstance(error, ProviderBusy):
+        if others or (error.retry_after or 0.0) > _LONGEST_RETRY_AFTER:
+            return None
+        return max(pause, error.retry_after or 0.0)
+    return pause
+
+
+def _or_last(value: float | None) -> float:
+    return float("inf") if value is None else value
+
+
+def _whole(events: Sequence[Event]) -> bool:
+    """Whether an answer came to a good end: a filter's may be another one tomorrow."""
+    return (
+        bool(events)
+        and isinstance(events[-1], Completed)
+        and not any(
+            isinstance(event, Finished) and event.reason == "content_filter" for event in events
+        )
+    )
+
+
+# Hedging ----------------------------------------------------------------------------------------
+
+_Said = Event | BaseException | None
+
+
+class _Race:
+    """Several targets at the same question; whoever says the first word goes on alone."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[Target, asyncio.Task[None]] = {}
+        self._queues: dict[Target, asyncio.Queue[_Said]] = {}
+        self._first: asyncio.Queue[Target] = asyncio.Queue()
+        self._failed: list[BaseException] = []
+
+    def start(self, target: Target, events: AsyncGenerator[Event]) -> None:
+        """Let it run."""
+        self._queues[target] = asyncio.Queue()
+        self._tasks[target] = asyncio.create_task(self._run(target, events))
+
+    async def _run(self, target: Target, events: AsyncGenerator[Event]) -> None:
+        queue, begun = self._queues[target], False
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    queue.put_nowait(event)
+                    if not begun:
+                        begun = True
+                        self._first.put_nowait(target)
+            queue.put_nowait(None)
+        except Exception as error:
+            queue.put_nowait(error)
+            if not begun:
+                self._failed.append(error)
+                if len(self._failed) == len(self._tasks):
+                    self._first.put_nowait(target)
+
+    async def first(self, seconds: float | None) -> Target | None:
+        """Who spoke first, or who failed last when all have; None if that takes longer."""
+        try:
+            async with asyncio.timeout(seconds):
+                winner = await self._first.get()
+        except TimeoutError:
+            return None
+        for target, task in self._tasks.items():
+            if target != winner:
+                task.cancel()
+        return winner
+
+    async def rest(self, target: Target) -> AsyncGenerator[Event]:
+        """Everything that it says."""
+        while (said := await self._queues[target].get()) is not None:
+            if isinstance(said, BaseException):
+                raise said
+            yield said
+
+    async def close(self) -> None:
+        """End whatever still runs."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
