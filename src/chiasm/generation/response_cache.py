@@ -19,7 +19,19 @@ from chiasm.generation.messages import ImagePart, Message, TextPart, ToolCall, T
 from chiasm.generation.request import Completed, Event, Request, TextDelta, ToolCallDelta
 
 _MOST_BYTES = 64 * 1024 * 1024
-_BYTES_AN_EVENT = 400  # an event without its text
+_BYTES_AN_EVENT = 400  # an event, or a token's log-probability, without its text
+_PARAMETERS = (
+    "max_tokens",
+    "stop",
+    "choices",
+    "logprobs",
+    "schema",
+    "schema_name",
+    "schema_strict",
+    "tool_choice",
+    "parallel_tool_calls",
+    "effort",
+)
 
 
 def key_of(request: Request, targets: Sequence[str]) -> str:
@@ -31,13 +43,7 @@ def key_of(request: Request, targets: Sequence[str]) -> str:
         "messages": [_message(message) for message in request.messages],
         "sampling": _plain(request.sampling),
         "tools": [_plain(tool) for tool in request.tools],
-        **{
-            name: getattr(request, name)
-            for name in (
-                "max_tokens stop choices logprobs schema schema_name schema_strict tool_choice "
-                "parallel_tool_calls effort"
-            ).split()
-        },
+        **{name: getattr(request, name) for name in _PARAMETERS},
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=dict).encode()).hexdigest()
 
@@ -90,7 +96,7 @@ class ResponseCache:
     def put(self, key: str, events: Sequence[Event]) -> None:
         """Keep an answer that came to its end."""
         kept = tuple(_unspent(event) for event in events)
-        size = sum(_BYTES_AN_EVENT + len(_text(event)) for event in kept)
+        size = sum(map(_size, kept))
         if size > self._most:
             return
         before = self._answers.pop(key, None)
@@ -101,10 +107,11 @@ class ResponseCache:
             self._held -= dropped
 
 
-def _text(event: Event) -> str:
+def _size(event: Event) -> int:
     if isinstance(event, TextDelta):
-        return event.text
-    return event.arguments if isinstance(event, ToolCallDelta) else ""
+        tokens = sum(1 + len(token.top) for token in event.tokens)
+        return _BYTES_AN_EVENT * (1 + tokens) + len(event.text)
+    return _BYTES_AN_EVENT + (len(event.arguments) if isinstance(event, ToolCallDelta) else 0)
 
 
 def _unspent(event: Event) -> Event:

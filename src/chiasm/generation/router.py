@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 
@@ -80,7 +80,7 @@ class Router:
         *,
         price: Price = lambda target, request: None,
         accuracy: Accuracy = lambda evaluation, target: None,
-        pause: Callable[[float], object] = asyncio.sleep,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """local: asks a model of this server. price: USD that a request is expected to cost, and
@@ -204,7 +204,7 @@ class Router:
                     wait = _wait(error, retry, last=retry == route.how.retries, others=bool(left))
                     if wait is None:
                         break
-                    await self._pause(wait)  # type: ignore[misc]
+                    await self._pause(wait)
                 else:
                     return
         assert failure is not None
@@ -295,19 +295,25 @@ class Router:
                 while True:
                     try:
                         async with asyncio.timeout(wait):
-                            event = await anext(events, None)
+                            said = await _next(events)
                     except TimeoutError:
                         raise GeneratorFailed(
                             f"{target.name} has been silent for {wait:g} seconds."
                         ) from None
-                    if event is None:
+                    if said is None:
                         return
                     wait = between
-                    yield event
+                    yield said
 
     def _learn(self, target: Target, seconds: float) -> None:
         before = self._seconds.get(target.name, seconds)
         self._seconds[target.name] = before + _MEMORY * (seconds - before)
+
+
+async def _next(events: AsyncGenerator[Event]) -> Event | None:
+    async for event in events:
+        return event
+    return None
 
 
 def _passes(error: ChiasmError) -> bool:
@@ -321,7 +327,7 @@ def _wait(error: ChiasmError, retry: int, *, last: bool, others: bool) -> float 
     """Seconds until the same target is asked again; None: it is not."""
     if last or isinstance(error, ProviderKeyRefused | InvalidRequest):
         return None
-    pause = min(_FIRST_PAUSE * 2**retry, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311
+    pause = min(_FIRST_PAUSE * 2.0**retry, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)
     if isinstance(error, ProviderBusy):
         if others or (error.retry_after or 0.0) > _LONGEST_RETRY_AFTER:
             return None
