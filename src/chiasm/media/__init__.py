@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from chiasm.media.folder import IMAGE_SUFFIXES, find_images
     from chiasm.media.image import Image
     from chiasm.media.limits import Limits
+    from chiasm.media.sending import Sent, for_sending
     from chiasm.media.transform import resize, thumbnail
 
 _HOMES = {
@@ -24,10 +25,12 @@ _HOMES = {
     "IMAGE_SUFFIXES": "folder",
     "Image": "image",
     "Limits": "limits",
+    "Sent": "sending",
     "encode_jpeg": "encode",
     "encode_png": "encode",
     "encode_webp": "encode",
     "find_images": "folder",
+    "for_sending": "sending",
     "open_data_url": "decode",
     "open_image": "decode",
     "read_encoded": "encoded",
@@ -42,10 +45,12 @@ __all__ = [
     "Header",
     "Image",
     "Limits",
+    "Sent",
     "encode_jpeg",
     "encode_png",
     "encode_webp",
     "find_images",
+    "for_sending",
     "open_data_url",
     "open_image",
     "read_encoded",

@@ -20,9 +20,13 @@ from chiasm.media.image import Image
 _LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}
 
 
-def encode_jpeg(image: Image, *, quality: int = 90) -> bytes:
-    """JPEG with chroma at half resolution. Raises `ImageTooLarge` beyond 65,535 pixels a side."""
-    return _encode(image, "JPEG", quality=quality, optimize=True)
+def encode_jpeg(image: Image, *, quality: int = 90, full_chroma: bool = False) -> bytes:
+    """JPEG with chroma at half resolution, or `full_chroma`, which keeps coloured text sharp.
+
+    Raises `ImageTooLarge` beyond 65,535 pixels a side.
+    """
+    chroma = "4:4:4" if full_chroma else "4:2:0"
+    return _encode(image, "JPEG", quality=quality, subsampling=chroma, optimize=True)
 
 
 def encode_png(image: Image, *, effort: int = 6) -> bytes:
@@ -30,9 +34,9 @@ def encode_png(image: Image, *, effort: int = 6) -> bytes:
     return _encode(image, "PNG", compress_level=effort)
 
 
-def encode_webp(image: Image, *, quality: int = 80) -> bytes:
-    """Lossy WebP. Raises `ImageTooLarge` beyond 16,383 pixels a side."""
-    return _encode(image, "WEBP", quality=quality)
+def encode_webp(image: Image, *, quality: int = 80, lossless: bool = False) -> bytes:
+    """WebP, lossy or exact. Raises `ImageTooLarge` beyond 16,383 pixels a side."""
+    return _encode(image, "WEBP", quality=0 if lossless else quality, lossless=lossless)
 
 
 def _encode(image: Image, kind: str, **options: Any) -> bytes:
