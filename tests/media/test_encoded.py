@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import struct
+import tempfile
 import zipfile
 
 import numpy as np
@@ -263,3 +264,16 @@ def test_jpeg_of_endless_scans_is_refused(scans: int) -> None:
 
 def test_no_part_of_a_picture_is_in_its_text() -> None:
     assert len(repr(read_encoded(url(PNG), limits=LIMITS))) < 250
+
+
+def test_bytes_can_rest_in_a_file() -> None:
+    images = [read_encoded(PNG, limits=Limits()) for _ in range(2)]
+    digest = read_encoded(PNG, limits=Limits()).digest
+    with tempfile.TemporaryFile() as file:
+        for image in images:
+            image.rest(file)
+            image.rest(file)
+        assert file.seek(0, 2) == 2 * len(PNG)
+        assert [image.data for image in images] == [PNG, PNG]
+        assert images[1].digest == digest
+        assert images[0].base64 is None

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import binascii
 import hashlib
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import BinaryIO
 
 from chiasm.errors import BrokenImage, ImageError
 from chiasm.media.container import Malformed
@@ -20,11 +22,10 @@ from chiasm.media.source import base64_payload, decode_data_url, display_name, i
 from chiasm.media.walk import is_plain
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class EncodedImage:
     """A file whose header was read and held against the limits. Made by `read_encoded` alone.
 
-    data: the encoded bytes.
     name: what to call the picture in a message.
     format: "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF" or "AVIF".
     size: (width, height) in pixels, upright: after the EXIF orientation.
@@ -35,13 +36,32 @@ class EncodedImage:
         be made again.
     """
 
-    data: bytes = field(repr=False)
+    _data: bytes | None = field(repr=False)
     name: str
     format: str
     size: tuple[int, int]
     frames: int = 1
     travels: bool = False
     base64: str | None = field(default=None, repr=False)
+    _resting: tuple[BinaryIO, int, int] | None = field(default=None, repr=False)
+
+    @property
+    def data(self) -> bytes:
+        """The encoded bytes. Reads them back, each time, while they rest on the disk."""
+        if self._data is not None:
+            return self._data
+        assert self._resting is not None
+        file, start, length = self._resting
+        file.seek(start)
+        return file.read(length)
+
+    def rest(self, file: BinaryIO) -> None:
+        """Move the bytes to the end of `file`, which whoever has made it does not close. Blocks."""
+        if self._data is not None:
+            start = file.seek(0, os.SEEK_END)
+            file.write(self._data)
+            self._resting = (file, start, len(self._data))
+            self._data = self.base64 = None
 
     @property
     def width(self) -> int:
