@@ -7,6 +7,7 @@ import hashlib
 import io
 import struct
 import tempfile
+import tempfile
 import zipfile
 
 import numpy as np
@@ -213,6 +214,16 @@ def test_percent_encoded_picture_has_no_base64() -> None:
     encoded = read_encoded(f"data:image/png,{escaped}", limits=LIMITS)
     assert encoded.data == PNG
     assert encoded.base64 is None
+
+
+def test_pictures_that_rest_in_one_file_stay_what_they_are() -> None:
+    pictures = [read_encoded(url(data), limits=LIMITS) for data in (PNG, JPEG, WEBP)]
+    with tempfile.TemporaryFile() as file:
+        for picture in pictures:
+            picture.rest(file)
+        assert [picture.data for picture in pictures] == [PNG, JPEG, WEBP]
+        assert [picture.base64 for picture in pictures] == [None] * 3
+        assert pictures[1].open(LIMITS) == open_image(JPEG)
 
 
 # Refusals ---------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import binascii
 import hashlib
 import os
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import BinaryIO
@@ -20,6 +21,8 @@ from chiasm.media.image import Image
 from chiasm.media.limits import Limits
 from chiasm.media.source import base64_payload, decode_data_url, display_name, is_data_url
 from chiasm.media.walk import is_plain
+
+_WEBP_FRAME = re.compile(rb"VP8[ L]")
 
 
 @dataclass(eq=False)
@@ -34,6 +37,7 @@ class EncodedImage:
         upright, so it may be sent on as it is (`chiasm.media.walk`).
     base64: the caller's own text where it is exactly how `data` is written, so that it need not
         be made again.
+    lossy: its format has lost detail already, so that a photograph is likely.
     """
 
     _data: bytes | None = field(repr=False)
@@ -43,6 +47,7 @@ class EncodedImage:
     frames: int = 1
     travels: bool = False
     base64: str | None = field(default=None, repr=False)
+    lossy: bool = False
     _resting: tuple[BinaryIO, int, int] | None = field(default=None, repr=False)
 
     @property
@@ -52,14 +57,15 @@ class EncodedImage:
             return self._data
         assert self._resting is not None
         file, start, length = self._resting
-        file.seek(start)
-        return file.read(length)
+        # Not by seek and read: other pictures of the file may be read in other threads.
+        return os.pread(file.fileno(), length, start)
 
     def rest(self, file: BinaryIO) -> None:
         """Move the bytes to the end of `file`, which whoever has made it does not close. Blocks."""
         if self._data is not None:
             start = file.seek(0, os.SEEK_END)
             file.write(self._data)
+            file.flush()
             self._resting = (file, start, len(self._data))
             self._data = self.base64 = None
 
@@ -124,7 +130,15 @@ def read_encoded(source: bytes | str, *, limits: Limits, name: str | None = None
         travels = is_plain(data, header.format) and header.frames == 1
     except Malformed:
         raise BrokenImage(name, "it is damaged or cut short.") from None
-    return EncodedImage(data, name, header.format, header.size, header.frames, travels, base64)
+    kind, size, frames = header.format, header.size, header.frames
+    return EncodedImage(data, name, kind, size, frames, travels, base64, _is_lossy(data, kind))
+
+
+def _is_lossy(data: bytes, kind: str) -> bool:
+    if kind == "WEBP":
+        frame = _WEBP_FRAME.search(data, 12)
+        return frame is not None and frame[0] == b"VP8 "
+    return kind in ("JPEG", "AVIF")
 
 
 def _canonical(payload: str | None, data: bytes) -> str | None:

@@ -81,14 +81,10 @@ def for_sending(
     if not formats:
         raise ValueError("a receiver must read JPEG, PNG or WebP")
     if isinstance(image, EncodedImage):
-        if (
-            image.travels
-            and image.format in formats
-            and max_size in (None, image.size)
-            and (max_bytes is None or _base64_length(image.data) <= max_bytes)
-        ):
+        if image.travels and image.format in formats and max_size in (None, image.size):
             text = _base64(image.data) if image.base64 is None else image.base64
-            return Sent(_media_type(image.format), text, image.size)
+            if max_bytes is None or len(text) <= max_bytes:
+                return Sent(_media_type(image.format), text, image.size)
         # From twice the size down, a JPEG's own scales cannot be told from a full decode.
         pixels = image.open(limits, None if max_size is None else 2 * min(max_size))
         lossy = image.lossy
