@@ -78,6 +78,19 @@ class ImageTooLarge(ImageError):
     code = "image_too_large"
 
 
+class AnimatedImage(ImageError):
+    """Several frames where one picture was meant. Indexing takes the first; a question may not."""
+
+    code = "animated_image"
+
+    def __init__(self, source: str, frames: int) -> None:
+        super().__init__(
+            source,
+            f"it has {frames:,} frames, of which a model sees one.",
+            hint="Send the frame that you mean as a still picture.",
+        )
+
+
 # Weights ----------------------------------------------------------------------------------------
 
 
