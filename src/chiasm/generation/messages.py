@@ -29,10 +29,15 @@ class TextPart:
 
 @dataclass(frozen=True)
 class ImagePart:
-    """A picture. detail: how closely a model looks at it, where its vendor lets one choose."""
+    """A picture.
+
+    detail: how closely a model looks at it, where its vendor lets one choose.
+    size: (width, height) in pixels at which it is to be read; None: as it is. Never enlarged.
+    """
 
     image: Picture
     detail: Detail = "auto"
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,9 @@ class Request:
         (`none`) or must (`required`) ask for one; another word is the name of the one that it must.
     parallel_tool_calls: whether it may ask for several at once; None leaves it to the model.
     effort: how long it may think before it answers; None leaves it to the model.
+    max_image_tokens: what all pictures may take together; they are scaled down to it.
+    max_cost: what prompt and answer may cost, in USD, by list prices; pictures are scaled down to
+        it, and a request that costs more all the same is refused.
     priority: who is served first where not all can be; smaller is sooner, as in vLLM.
     deadline: seconds after which the answer is of no use and the request ends with TimedOut.
     tenant: whose request it is. Caches of prompts and pictures are shared within a tenant alone.
@@ -88,6 +91,8 @@ class Request:
     tool_choice: str = "auto"
     parallel_tool_calls: bool | None = None
     effort: Effort | None = None
+    max_image_tokens: int | None = None
+    max_cost: float | None = None
     priority: int = 0
     deadline: float | None = None
     tenant: str = ""
@@ -99,6 +104,10 @@ class Request:
             _refuse("n", self.choices, f"between 1 and {MOST_CHOICES}")
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
             _refuse("top_logprobs", self.logprobs, f"between 0 and {MOST_LOGPROBS}")
+        if self.max_image_tokens is not None and self.max_image_tokens < 1:
+            _refuse("max_image_tokens", self.max_image_tokens, "1 or more")
+        if self.max_cost is not None and not self.max_cost > 0:
+            _refuse("max_cost", self.max_cost, "more than 0")
         if self.deadline is not None and not self.deadline > 0:
             _refuse("deadline", self.deadline, "more than 0")
         if len(self.stop) > MOST_STOPS or not all(self.stop):

@@ -31,6 +31,8 @@ _PARAMETERS = (
     "tool_choice",
     "parallel_tool_calls",
     "effort",
+    "max_image_tokens",
+    "max_cost",
 )
 
 
@@ -58,7 +60,7 @@ def _message(message: Message) -> list[Any]:
 
 def _part(part: TextPart | ImagePart | ToolCall | ToolResult) -> list[Any]:
     if isinstance(part, ImagePart):
-        return ["image", type(part.image).__name__, part.image.digest, part.detail]
+        return ["image", type(part.image).__name__, part.image.digest, part.detail, part.size]
     if isinstance(part, ToolResult):
         return ["result", part.call, part.failed, [_part(each) for each in part.parts]]
     if isinstance(part, ToolCall):

@@ -43,6 +43,7 @@ _MEMORY = 0.2  # the share of the newest answer in the mean time to a first toke
 Local = Callable[[Target, Request], AsyncGenerator[Event]]
 Price = Callable[[Target, Request], float | None]
 Accuracy = Callable[[str, Target], float | None]
+Fit = Callable[[Target, Request], Request]
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,19 @@ class Router:
         *,
         price: Price = lambda target, request: None,
         accuracy: Accuracy = lambda evaluation, target: None,
+        fit: Fit = lambda target, request: request,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """local: asks a model of this server. price: USD that a request is expected to cost, and
-        accuracy: what was measured of a target on an evaluation; None where nobody knows.
+        accuracy: what was measured of a target on an evaluation; None where nobody knows. fit:
+        the request with its pictures scaled to what it may take of that target.
         """
         self._providers = providers
         self._local = local
         self._price = price
         self._accuracy = accuracy
+        self._fit = fit
         self._pause = pause
         self._clock = clock
         self._cache = ResponseCache(clock=clock)
@@ -279,6 +283,7 @@ class Router:
         self, route: Route, target: Target, request: Request
     ) -> AsyncGenerator[Event]:
         """The target's own events, each in its time."""
+        request = self._fit(target, request)
         if not target.provider:
             async with aclosing(self._local(target, request)) as events:
                 async for event in events:
