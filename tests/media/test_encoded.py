@@ -7,7 +7,6 @@ import hashlib
 import io
 import struct
 import tempfile
-import tempfile
 import zipfile
 
 import numpy as np

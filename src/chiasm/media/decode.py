@@ -28,6 +28,7 @@ import PIL.WebPImagePlugin
 from chiasm.errors import BrokenImage, ImageError, ImageTooLarge, NotAnImage
 from chiasm.media import container
 from chiasm.media.colour import scale_colour_key, to_rgb
+from chiasm.media.frames import count_frames
 from chiasm.media.image import Image
 from chiasm.media.limits import Limits
 from chiasm.media.source import Source, display_name, is_data_url, open_stream, read_all
@@ -59,7 +60,8 @@ class Header:
     format: "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF" or "AVIF".
     size: (width, height) in pixels, upright: after the EXIF orientation.
     mode: Pillow's name for how the pixels are stored, as in "RGB", "CMYK", "I;16".
-    frames: frames of an animation or pages of a document; only the first is ever decoded.
+    frames: frames of an animation or pages of a document, counted no further than ten thousand;
+        only the first is ever decoded.
     nbytes: encoded length.
     """
 
@@ -80,10 +82,7 @@ def read_header(source: Source, *, limits: Limits = _LIMITS, name: str | None = 
     stream, nbytes = open_stream(source, limits, name)
     with stream, _decoder_errors(name, limits, "its header is damaged or of an unusual kind."):
         picture, kind, size = _open(stream, limits, name)
-        mode = picture.mode  # read first: counting the frames of a GIF can change it
-        stream.reads_left += nbytes // 64  # a GIF is counted in blocks of 255 bytes, two reads each
-        frames = container.tiff_pages(stream) if kind == "TIFF" else getattr(picture, "n_frames", 1)
-        return Header(kind, size, mode, max(1, frames), nbytes)
+        return Header(kind, size, picture.mode, count_frames(stream, kind), nbytes)
 
 
 def open_image(
@@ -172,6 +171,9 @@ def _open(
     exif = None
     if kind == "WEBP":
         _check_size(container.webp_size(prefix), limits, name)
+        count_frames(stream, kind)
+    elif kind == "AVIF":
+        count_frames(stream, kind)
     elif kind == "PNG":
         exif = container.png_exif(stream)
     elif kind == "TIFF":
