@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from chiasm.errors import InvalidRequest, Unsupported
@@ -228,6 +229,7 @@ class Usage:
         on thinking and are not shown.
     vision_flops, language_flops: multiplications and additions, of what was computed in fact; both
         0 where nobody knows, of a model that is run elsewhere.
+    cost: in USD, by list prices; None where nobody knows them.
     seconds: by stage: `queue`, `prepare`, `encode`, `prefill`, `decode`; `first_token` is the time
         from the request's arrival to its first token.
     """
@@ -242,6 +244,7 @@ class Usage:
     images: int = 0
     vision_flops: int = 0
     language_flops: int = 0
+    cost: Decimal | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property

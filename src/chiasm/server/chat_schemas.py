@@ -24,8 +24,10 @@ _MESSAGES: dict[str, Any] = {
         "type": "object",
         "required": ["role", "content"],
         "properties": {
-            "role": {"enum": ["system", "developer", "user", "assistant"]},
+            "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
             "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]},
+            "tool_calls": {"type": "array", "items": {"type": "object"}},
+            "tool_call_id": {"type": "string"},
             "name": {"type": "string"},
         },
     },
@@ -58,7 +60,60 @@ class ResponseFormat(Request):
     json_schema: JsonSchema | None = None
 
 
-class ChatRequest(Request):
+class Function(Request):
+    """What a tool does, and which arguments it takes."""
+
+    name: str = Field(min_length=1, max_length=64)
+    description: str | None = None
+    parameters: dict[str, Any] = Field(
+        default_factory=lambda: {"type": "object", "properties": {}},
+        description="A JSON schema of the arguments.",
+    )
+    strict: bool | None = None
+
+
+class ChatTool(Request):
+    """A function that the model may ask for."""
+
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class FunctionName(Request):
+    """Which one."""
+
+    name: str
+
+
+class ChosenTool(Request):
+    """The function that the model must ask for."""
+
+    type: Literal["function"] = "function"
+    function: FunctionName
+
+
+class Fitting(Request):
+    """What one request may take, on top of every vendor's own fields."""
+
+    max_image_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Scale the pictures down to the largest size at which they take no more.",
+    )
+    max_cost: float | None = Field(
+        default=None,
+        gt=0,
+        description="In USD. Pictures are scaled down to keep to it; what still costs more is "
+        "refused before it is sent.",
+    )
+    restart: bool | None = Field(
+        default=None,
+        description="Begin anew with another model when one breaks off in the middle. A chunk "
+        "with `restarted` then says that what came before is void.",
+    )
+
+
+class ChatRequest(Fitting):
     """A question about pictures, or about none.
 
     What would change the answer and is not supported is refused, never dropped in silence.
@@ -115,19 +170,39 @@ class ChatRequest(Request):
         max_length=256,
         description="Prompts and pictures are remembered for requests with the same salt alone.",
     )
-    frequency_penalty: float | None = Field(default=None, description="0, or left out.")
-    presence_penalty: float | None = Field(default=None, description="0, or left out.")
+    frequency_penalty: float | None = Field(default=None, description="0, or left out, is none.")
+    presence_penalty: float | None = Field(default=None, description="0, or left out, is none.")
+    tools: list[ChatTool] | None = Field(default=None, max_length=128)
+    tool_choice: Literal["auto", "none", "required"] | ChosenTool | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
 
 # The answer -------------------------------------------------------------------------------------
+
+
+class CalledFunction(BaseModel):
+    """Which function, with what."""
+
+    name: str
+    arguments: str = Field(description="JSON, as the model wrote it: check it.")
+
+
+class ChatToolCall(BaseModel):
+    """The model wants a function to be called."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
 
 
 class ChatMessage(BaseModel):
     """What the model said."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
+    content: str | None
+    refusal: str | None = None
+    tool_calls: list[ChatToolCall] | None = None
 
 
 class TopLogprob(BaseModel):
@@ -156,7 +231,7 @@ class Choice(BaseModel):
     index: int
     message: ChatMessage
     logprobs: Logprobs | None = None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls", "content_filter"]
 
 
 class PromptTokens(BaseModel):
@@ -175,17 +250,31 @@ class Compute(BaseModel):
     language_flops: int = Field(description="Language model.")
 
 
+class AnswerTokens(BaseModel):
+    """Where the answer's tokens went."""
+
+    reasoning_tokens: int = Field(description="Thought, and not shown.")
+
+
 class ChatUsage(BaseModel):
     """The three budgets: vision compute, language compute, and context tokens.
 
-    `compute`, `images` and `seconds` come on top of OpenAI's fields.
+    `compute`, `images`, `cost`, `estimated` and `seconds` come on top of OpenAI's fields.
     """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokens
+    completion_tokens_details: AnswerTokens
     images: int
+    cost: float | None = Field(
+        default=None, description="In USD, by list prices; null where none is known."
+    )
+    estimated: bool = Field(
+        default=False,
+        description="The provider gave one sum: which share the pictures have is by rule.",
+    )
     compute: Compute
     seconds: dict[str, float] = Field(
         description="By stage: queue, prepare, encode, prefill, decode; and to the first token."

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated
 
 from fastapi import Depends, Request
 
-from chiasm.errors import UnknownModel
 from chiasm.generation import Generator
-from chiasm.generation.providers.address import is_remote
+from chiasm.generation.targets import unknown
 from chiasm.server.batching import BatchingEmbedder
 from chiasm.server.runtime import Planes, Runtime
 
@@ -54,27 +52,7 @@ def find_model(name: str, embedder: BatchingEmbedder, runtime: Runtime) -> str:
     return _found(name, served_names(embedder, runtime))
 
 
-def generator_names(generator: Generator, runtime: Runtime) -> list[str]:
-    """Names that mean the generator served here, its own first.
-
-    An address of servers is no name: it is for whoever runs this one.
-    """
-    setting = runtime.settings.generator
-    own = [generator.name] if is_remote(setting) or not setting else [generator.name, setting]
-    return list(dict.fromkeys(own))
-
-
-def find_generator(name: str, generator: Generator, runtime: Runtime) -> str:
-    """`name`, if a generator answers to it here; "default" always does. Raises UnknownModel."""
-    return _found(name, [*generator_names(generator, runtime), "default"])
-
-
 def _found(name: str, names: list[str]) -> str:
-    if name in names:
-        return name
-    near = difflib.get_close_matches(name, names, cutoff=0.5)
-    raise UnknownModel(
-        "No model of that name is served here.",
-        hint=f"Did you mean {' or '.join(near)}?" if near else f"There is {', '.join(names)}.",
-        param="model",
-    )
+    if name not in names:
+        raise unknown(name, names)
+    return name

@@ -8,6 +8,7 @@ repeated (it may be somebody's picture), and nor is what a library says about it
 from __future__ import annotations
 
 import logging
+import math
 import re
 import traceback
 from collections.abc import Sequence
@@ -18,7 +19,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from chiasm.errors import ChiasmError, NotReady, Overloaded, StoreError, TimedOut
+from chiasm.errors import (
+    ChiasmError,
+    NotReady,
+    Overloaded,
+    ProviderBusy,
+    StoreError,
+    TimedOut,
+)
 
 log = logging.getLogger("chiasm.server")
 
@@ -79,8 +87,8 @@ async def _chiasm_error(request: Request, error: Exception) -> JSONResponse:
     if error.http_status >= 500 and not isinstance(error, NotReady | TimedOut):
         log.error("%s: %s", request.state.request_id, error)
     seconds = RETRY_AFTER_SECONDS if error.http_status == 503 else None
-    if isinstance(error, Overloaded):
-        seconds = error.retry_after
+    if isinstance(error, Overloaded | ProviderBusy) and error.retry_after is not None:
+        seconds = math.ceil(error.retry_after)
     headers = None if seconds is None else {"retry-after": str(seconds)}
     return JSONResponse(body, error.http_status, headers=headers)
 

@@ -34,6 +34,7 @@ DECODED_BYTES = 1024 * 1024 * 1024
 
 _BYTES_A_PIXEL = 8  # three in the `Image`, four in the decoder, and a little
 _MOST_AT_ONCE = 16
+_INLINE = 'Send the picture itself: "data:image/jpeg;base64,…".'
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,22 @@ class _Charged:
 def from_data_url(url: str, *, limits: Limits, name: str) -> Encoded:
     """The picture in a data URL; anything else is refused: no path, no address."""
     if not is_data_url(url):
-        raise ImageError(
-            name,
-            "pictures are not fetched from addresses here."
-            if url.lstrip()[:8].lower().startswith(("http:", "https:"))
-            else "this is not a data URL.",
-            hint='Send the picture itself: "data:image/jpeg;base64,…".',
+        raise (
+            not_fetched(name)
+            if is_address(url)
+            else ImageError(name, "this is not a data URL.", hint=_INLINE)
         )
     return Encoded(name, lambda: decode_data_url(url, limits, name))
+
+
+def is_address(url: str) -> bool:
+    """Whether a text is meant as an address on the web."""
+    return url.lstrip()[:8].lower().startswith(("http:", "https:"))
+
+
+def not_fetched(name: str) -> ImageError:
+    """What an address gets, unless the operator allows its host."""
+    return ImageError(name, "pictures are not fetched from addresses here.", hint=_INLINE)
 
 
 def on_disk(pictures: Sequence[Encoded]) -> list[Encoded]:

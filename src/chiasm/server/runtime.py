@@ -9,10 +9,12 @@ for it.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
@@ -28,9 +30,14 @@ from chiasm.errors import (
     UnknownModel,
     WeightsError,
 )
+from chiasm.generation.providers.address import is_remote
+from chiasm.generation.providers.loading import Providers
+from chiasm.generation.router import Router
+from chiasm.generation.targets import Route, Routes, unknown
 from chiasm.server.admission import Admission
 from chiasm.server.batching import BatchingEmbedder
 from chiasm.server.errors import INTERNAL, log_unexpected
+from chiasm.server.local import ask_local
 from chiasm.server.pictures import PictureOpener
 
 if TYPE_CHECKING:
@@ -105,6 +112,9 @@ class Runtime:
         self.settings = settings
         self.progress = LoadingProgress("loading the embedder")
         self.pictures = PictureOpener(settings.media)
+        self.routes = Routes(settings.providers, settings.models)
+        self.providers = Providers(settings.providers)
+        self.router = Router(self.providers, functools.partial(ask_local, self))
         self.started_at = int(time.time())
         self._given = embedder
         self._sample = sample
@@ -136,6 +146,7 @@ class Runtime:
                 loader.join(_LAST_WORDS_SECONDS)
         if self._generator is not None:
             self._generator.close()
+        self.providers.close()
         if self._embedder is not None:
             self._embedder.close()
         if self._planes is not None:
@@ -209,7 +220,6 @@ class Runtime:
     def _check_remote(self) -> None:
         """Raise if the model that answers is run elsewhere, and nobody is there to be asked."""
         from chiasm.generation import Remote
-        from chiasm.generation.providers.address import is_remote
 
         generator = self._generator
         if is_remote(self.settings.generator):
@@ -249,6 +259,46 @@ class Runtime:
     def generator_if_loaded(self) -> Generator | None:
         """The generator, where it is there already."""
         return self._generator
+
+    @property
+    def generator_names(self) -> list[str]:
+        """Names that mean the generator of this server, its own first.
+
+        An address of servers is no name: it is for whoever runs this one.
+        """
+        generator, setting = self._generator, self.settings.generator
+        own = [] if generator is None else [generator.name]
+        return list(dict.fromkeys(own if is_remote(setting) or not setting else [*own, setting]))
+
+    async def route(self, name: str | None) -> Route:
+        """Who answers to a name; None, and `default` unless a route has that name, is the
+        generator of this server.
+
+        Raises UnknownModel with the nearest names.
+        """
+        found = self.routes.find(name or "default")
+        if found is not None:
+            return found
+        if not self.settings.generator and self._generator is None and self.routes.names:
+            raise unknown(name or "default", self.routes.names)
+        generator = await self.generator()
+        if name is None:
+            return self.routes.local(generator.name)
+        if name not in (*self.generator_names, "default"):
+            raise unknown(name, [*self.generator_names, "default", *self.routes.names])
+        return self.routes.local(name)
+
+    def digest_of(self, route: Route) -> str:
+        """The weights' digest of a model of this server; of others one of the route's name."""
+        generator = self._generator
+        if generator is not None and not route.targets[0].provider:
+            return generator.digest
+        names = " ".join(each.name for each in route.targets)
+        return hashlib.sha256(f"chiasm-route-1 {names}".encode()).hexdigest()
+
+    async def fetch(self, body: object) -> Mapping[str, bytes]:
+        """What is found at the addresses of a body's pictures, by address."""
+        return {}
 
     async def _await(self, settled: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS

@@ -99,7 +99,12 @@ class Model(BaseModel):
         default=None, description="Tokens a generator reads, pictures and answer included."
     )
     vision: bool | None = Field(default=None, description="Whether a generator reads pictures.")
-    digest: str = Field(description="SHA-256 over configuration and weights.")
+    digest: str | None = Field(
+        default=None, description="SHA-256 over configuration and weights, where they are here."
+    )
+    targets: list[str] | None = Field(
+        default=None, description="Who answers to a route's name, in the order they are asked."
+    )
 
 
 class ModelList(BaseModel):

@@ -6,13 +6,7 @@ from fastapi import APIRouter
 
 from chiasm.generation import Generator
 from chiasm.server.batching import BatchingEmbedder
-from chiasm.server.dependencies import (
-    LoadedEmbedder,
-    State,
-    find_model,
-    generator_names,
-    served_names,
-)
+from chiasm.server.dependencies import LoadedEmbedder, State, find_model, served_names
 from chiasm.server.openapi import refusals
 from chiasm.server.runtime import Runtime
 from chiasm.server.schemas import Model, ModelList
@@ -31,8 +25,8 @@ async def list_models(embedder: LoadedEmbedder, runtime: State) -> ModelList:
     models = [_embedder(name, embedder, runtime) for name in served_names(embedder, runtime)]
     generator = runtime.generator_if_loaded
     if generator is not None:
-        names = generator_names(generator, runtime)
-        models += [_generator(name, generator, runtime) for name in names]
+        models += [_generator(name, generator, runtime) for name in runtime.generator_names]
+    models += [_elsewhere(name, runtime) for name in runtime.routes.names]
     return ModelList(data=models)
 
 
@@ -46,8 +40,10 @@ async def list_models(embedder: LoadedEmbedder, runtime: State) -> ModelList:
 async def retrieve_model(model: str, embedder: LoadedEmbedder, runtime: State) -> Model:
     """One model, by its id."""
     generator = runtime.generator_if_loaded
-    if generator is not None and model in generator_names(generator, runtime):
+    if generator is not None and model in runtime.generator_names:
         return _generator(model, generator, runtime)
+    if model in runtime.routes.names:
+        return _elsewhere(model, runtime)
     return _embedder(find_model(model, embedder, runtime), embedder, runtime)
 
 
@@ -70,3 +66,10 @@ def _generator(name: str, generator: Generator, runtime: Runtime) -> Model:
         vision=generator.sees,
         digest=generator.digest,
     )
+
+
+def _elsewhere(name: str, runtime: Runtime) -> Model:
+    route = runtime.routes.find(name)
+    assert route is not None
+    targets = [target.name for target in route.targets]
+    return Model(id=name, created=runtime.started_at, kind="chat", targets=targets)
