@@ -260,12 +260,12 @@ CASES: dict[str, tuple[dict[str, Any], int, str | None, str]] = {
         {"messages": [{"role": "narrator", "content": "x"}]},
         400,
         "messages[0].role",
-        "must be system, user or assistant",
+        "must be system, user, assistant or tool",
     ),
     "tools": (
         {"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]},
         400,
-        "messages[0]",
+        "messages[0].role",
         "uses tools",
     ),
     "no content": ({"messages": [{"role": "user"}]}, 400, "messages[0].content", "must be a text"),
@@ -334,7 +334,7 @@ CASES: dict[str, tuple[dict[str, Any], int, str | None, str]] = {
         "messages[0].content[0].text",
         "is a data URL where a text belongs",
     ),
-    "too many pictures": ({"messages": messages(*[RED] * 65)}, 400, "messages", "64 are the most"),
+    "too many pictures": ({"messages": messages(*[RED] * 65)}, 400, "messages", "takes 64 at most"),
     "more pictures than the context holds": (
         {"messages": messages(*[RED] * 30, {"type": "text", "text": "What? " * 1600})},
         400,
@@ -375,10 +375,13 @@ CASES: dict[str, tuple[dict[str, Any], int, str | None, str]] = {
         "not supported",
     ),
     "tools offered": (
-        {"messages": messages(ASKED), "tools": []},
+        {
+            "messages": messages(ASKED),
+            "tools": [{"type": "function", "function": {"name": "zoom"}}],
+        },
         400,
         "tools",
-        "no argument called tools",
+        "`tools` is not supported by",
     ),
     "top_logprobs alone": (
         {"messages": messages(ASKED), "top_logprobs": 2},

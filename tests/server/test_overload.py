@@ -141,10 +141,8 @@ def test_streams_that_nobody_reads_give_their_places_back(small: LiveServer) -> 
     wait_for(small, (0, 0))
 
 
-def test_a_stream_that_is_never_begun_gives_its_place_back() -> None:
-    from contextlib import AsyncExitStack
-
-    from chiasm.server.routes.chat import _Stream
+def test_a_stream_that_is_never_begun_ends_the_work() -> None:
+    from chiasm.server.streaming import Stream
 
     left: list[str] = []
 
@@ -166,16 +164,15 @@ def test_a_stream_that_is_never_begun_gives_its_place_back() -> None:
         return {"type": "http.disconnect"}
 
     async def run() -> None:
-        place, events = AsyncExitStack(), begun()
-        place.callback(left.append, "place")
+        events = begun()
         await anext(events)
-        stream = _Stream(never_begun(), events, place)
+        stream = Stream(never_begun(), events)
         scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}}
         with pytest.raises((OSError, ClientDisconnect)):
             await stream(scope, receive, gone)
 
     asyncio.run(run())
-    assert left == ["events", "place"]
+    assert left == ["events"]
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["admitted", "waiting"])
