@@ -36,7 +36,8 @@ from chiasm.generation import (
     Usage,
 )
 from chiasm.generation.providers.address import Address, parse_address
-from chiasm.generation.providers.vllm import Patience, VLLMGenerator
+from chiasm.generation.providers.patience import Patience
+from chiasm.generation.providers.vllm import VLLMGenerator
 from tests.generation.providers.fake_vllm import (
     CUT,
     FakeVLLM,

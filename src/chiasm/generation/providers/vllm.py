@@ -12,22 +12,19 @@ import asyncio
 import hashlib
 import json
 import logging
-import math
 import os
 import ssl
 import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
-    Awaitable,
     Callable,
     Iterator,
     Mapping,
 )
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -37,12 +34,12 @@ from chiasm.errors import (
     GeneratorFailed,
     GeneratorUnreachable,
     InvalidRequest,
-    TimedOut,
     UnsupportedCheckpoint,
 )
 from chiasm.generation.messages import check_conversation, images_of
 from chiasm.generation.providers.address import Address
 from chiasm.generation.providers.cluster import CHECK_SECONDS, Cluster, Server
+from chiasm.generation.providers.patience import Clock, Patience
 from chiasm.generation.providers.vllm_probe import KEY_VARIABLE, VLLMProbe
 from chiasm.generation.providers.wire import ABILITIES, AnswerReader, chat_body
 from chiasm.generation.request import Event, Request, check_abilities
@@ -58,20 +55,6 @@ _MOST_BROKEN = (
 _LONGEST_MESSAGE = 300
 PLACES = 64
 """Questions for each server; vLLM takes more at once, but here their pictures wait on the disk."""
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Patience:
-    """Seconds that a server is waited for: to accept, for its first token, between two tokens.
-
-    A busy server lets requests wait, so the first token may take long.
-    """
-
-    connect: float = 5.0
-    first_token: float = 300.0
-    between: float = 60.0
 
 
 class VLLMGenerator:
@@ -157,7 +140,7 @@ class VLLMGenerator:
             )
         body, picture = await asyncio.to_thread(_encoded, request, self.name, self.context)
         prepared = time.perf_counter() - started
-        clock = _Clock(started + (math.inf if request.deadline is None else request.deadline))
+        clock = Clock.until(started, request.deadline)
         broken: list[GeneratorFailed] = []
         for server in self._cluster.order(picture):
             begun = False
@@ -198,7 +181,7 @@ class VLLMGenerator:
                 runner.run(events.aclose())
 
     async def _events(
-        self, server: Server, body: bytes, reader: AnswerReader, clock: _Clock
+        self, server: Server, body: bytes, reader: AnswerReader, clock: Clock
     ) -> AsyncGenerator[Event]:
         """One server's answer. Raises GeneratorUnreachable where it has not begun to work."""
         wait = self._patience
@@ -278,28 +261,8 @@ def _encoded(request: Request, model: str, context: int) -> tuple[bytes, str | N
     return body, images[0].digest if images else None
 
 
-@dataclass(frozen=True)
-class _Clock:
-    """Waits for a server, but not beyond the end of the request's own time."""
-
-    end: float  # as time.perf_counter has it
-
-    async def wait(self, awaited: Awaitable[T], seconds: float) -> T:
-        """Raises GeneratorFailed after so many seconds, TimedOut at the end."""
-        left = self.end - time.perf_counter()
-        try:
-            async with asyncio.timeout(max(0.0, min(seconds, left))):
-                return await awaited
-        except TimeoutError:
-            if left <= seconds:
-                raise TimedOut("The request's deadline has passed.") from None
-            raise GeneratorFailed(
-                f"The model's server has been silent for {seconds:g} seconds."
-            ) from None
-
-
 async def _chunks(
-    response: httpx.Response, clock: _Clock, seconds: Callable[[], float]
+    response: httpx.Response, clock: Clock, seconds: Callable[[], float]
 ) -> AsyncGenerator[dict[str, Any]]:
     """The objects of a stream of server-sent events, until it says that it is done."""
     lines = response.aiter_lines()
