@@ -111,6 +111,22 @@ class Fitting(Request):
         description="Begin anew with another model when one breaks off in the middle. A chunk "
         "with `restarted` then says that what came before is void.",
     )
+    priority: int | None = Field(
+        default=None,
+        ge=-1_000_000,
+        le=1_000_000,
+        description="0 by default; under load, smaller numbers are served first.",
+    )
+    deadline: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds after which the answer is of no use: the request then ends with 504.",
+    )
+    cache_salt: str | None = Field(
+        default=None,
+        max_length=256,
+        description="Prompts and pictures are remembered for requests with the same salt alone.",
+    )
 
 
 class ChatRequest(Fitting):
@@ -154,22 +170,6 @@ class ChatRequest(Fitting):
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, description="Taken as OpenAI has it, and not used.")
     metadata: dict[str, str] | None = Field(default=None, description="Taken, and not used.")
-    priority: int | None = Field(
-        default=None,
-        ge=-1_000_000,
-        le=1_000_000,
-        description="0 by default; under load, smaller numbers are served first.",
-    )
-    deadline: float | None = Field(
-        default=None,
-        gt=0,
-        description="Seconds after which the answer is of no use: the request then ends with 504.",
-    )
-    cache_salt: str | None = Field(
-        default=None,
-        max_length=256,
-        description="Prompts and pictures are remembered for requests with the same salt alone.",
-    )
     frequency_penalty: float | None = Field(default=None, description="0, or left out, is none.")
     presence_penalty: float | None = Field(default=None, description="0, or left out, is none.")
     tools: list[ChatTool] | None = Field(default=None, max_length=128)

@@ -7,6 +7,7 @@ Pictures are not decoded here: a model elsewhere is sent their bytes, and for on
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,7 +30,7 @@ from chiasm.server.pictures import is_address, not_fetched
 
 if TYPE_CHECKING:
     from chiasm.media.limits import Limits
-    from chiasm.server.chat_schemas import ChatRequest
+    from chiasm.server.chat_schemas import ChatRequest, Fitting
 
 MOST_MESSAGES = 1024
 MOST_PICTURES = 600  # what the most generous vendor takes; each has its own limit
@@ -52,24 +53,29 @@ def read_messages(value: Any, limits: Limits, fetched: Fetched = NOTHING) -> tup
         refuse("messages", "is empty", hint="Send a question.")
     if len(value) > MOST_MESSAGES:
         refuse("messages", f"has {len(value):,} entries; {MOST_MESSAGES:,} are the most")
-    pictures = _Pictures(limits, fetched)
+    pictures = Pictures(limits, fetched)
     return tuple(_message(entry, f"messages[{at}]", pictures) for at, entry in enumerate(value))
 
 
-class _Pictures:
-    """Reads pictures, and counts them before it reads one too many."""
+class Pictures:
+    """Reads a body's pictures, and counts them before it reads one too many.
 
-    def __init__(self, limits: Limits, fetched: Fetched) -> None:
+    where: the argument that holds them.
+    """
+
+    def __init__(self, limits: Limits, fetched: Fetched, where: str = "messages") -> None:
         self._limits = limits
         self._fetched = fetched
+        self._where = where
         self._count = 0
 
     def read(self, url: Any, place: str, detail: Detail = "auto") -> ImagePart:
+        """As `read_picture`. Raises InvalidRequest for one too many."""
         self._count += 1
         if self._count > MOST_PICTURES:
             refuse(
-                "messages",
-                f"have more than {MOST_PICTURES} pictures",
+                self._where,
+                f"has more than {MOST_PICTURES} pictures",
                 hint="Ask about fewer at once.",
             )
         return read_picture(url, place, self._limits, detail, self._fetched)
@@ -105,7 +111,7 @@ def read_detail(value: Any, place: str) -> Detail:
 # Messages ---------------------------------------------------------------------------------------
 
 
-def _message(value: Any, place: str, pictures: _Pictures) -> Message:
+def _message(value: Any, place: str, pictures: Pictures) -> Message:
     if not isinstance(value, dict):
         refuse(place, "must be an object with `role` and `content`")
     role = value.get("role")
@@ -127,7 +133,7 @@ def _message(value: Any, place: str, pictures: _Pictures) -> Message:
     return Message(cast("Any", _ROLES[role]), (*parts, *calls))
 
 
-def _tool_message(value: Mapping[str, Any], place: str, pictures: _Pictures) -> Message:
+def _tool_message(value: Mapping[str, Any], place: str, pictures: Pictures) -> Message:
     if unknown := sorted(set(value) - _TOOL_FIELDS):
         refuse(f"{place}.{unknown[0]}", "is not known here")
     call = value.get("tool_call_id")
@@ -155,7 +161,7 @@ def _tool_calls(value: Any, place: str) -> list[ToolCall]:
     return calls
 
 
-def _content(value: Any, place: str, pictures: _Pictures) -> list[TextPart | ImagePart]:
+def _content(value: Any, place: str, pictures: Pictures) -> list[TextPart | ImagePart]:
     if not isinstance(value, list):
         return [TextPart(read_text(value, place))]
     if not value:
@@ -163,7 +169,7 @@ def _content(value: Any, place: str, pictures: _Pictures) -> list[TextPart | Ima
     return [_part(part, f"{place}[{at}]", pictures) for at, part in enumerate(value)]
 
 
-def _part(value: Any, place: str, pictures: _Pictures) -> TextPart | ImagePart:
+def _part(value: Any, place: str, pictures: Pictures) -> TextPart | ImagePart:
     if isinstance(value, str):
         return TextPart(read_text(value, place))
     if not isinstance(value, dict):
@@ -194,7 +200,7 @@ def as_request(body: ChatRequest) -> Request:
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     schema = _schema(body)
     described = body.response_format.json_schema if body.response_format else None
-    return Request(
+    asked = Request(
         messages=(),
         max_tokens=limits[0] if limits else None,
         sampling=Sampling(
@@ -218,6 +224,16 @@ def as_request(body: ChatRequest) -> Request:
         tool_choice=_tool_choice(body),
         parallel_tool_calls=body.parallel_tool_calls,
         effort=body.reasoning_effort,
+    )
+    return fitted(asked, body)
+
+
+def fitted(request: Request, body: Fitting) -> Request:
+    """The request with what any vendor's body may say here on top of that vendor's own fields."""
+    return replace(
+        request,
+        max_image_tokens=body.max_image_tokens,
+        max_cost=body.max_cost,
         priority=body.priority or 0,
         deadline=body.deadline,
         tenant=body.cache_salt or "",
