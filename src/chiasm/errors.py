@@ -78,6 +78,19 @@ class ImageTooLarge(ImageError):
     code = "image_too_large"
 
 
+class DecodeTimeout(ImageError):
+    """Decoding took longer than the limits allow, and was stopped."""
+
+    code = "decode_timeout"
+
+    def __init__(self, source: str, seconds: int) -> None:
+        super().__init__(
+            source,
+            f"decoding it takes longer than the limit of {seconds:,} seconds.",
+            hint="Save it anew in a plain form, as PNG or baseline JPEG, or make it smaller.",
+        )
+
+
 class AnimatedImage(ImageError):
     """Several frames where one picture was meant. Indexing takes the first; a question may not."""
 

@@ -16,9 +16,10 @@ from typing import BinaryIO
 
 from chiasm.errors import BrokenImage, ImageError
 from chiasm.media.container import Malformed
-from chiasm.media.decode import open_image, read_header
+from chiasm.media.decode import read_header
 from chiasm.media.image import Image
 from chiasm.media.limits import Limits
+from chiasm.media.sandbox import open_in_time
 from chiasm.media.source import base64_payload, decode_data_url, display_name, is_data_url
 from chiasm.media.walk import is_plain
 
@@ -90,8 +91,18 @@ class EncodedImage:
         return hasher.hexdigest()
 
     def open(self, limits: Limits, shortest_side: int | None = None) -> Image:
-        """Decode it. Arguments and errors: as for `open_image`."""
-        return open_image(self.data, limits=limits, shortest_side=shortest_side, name=self.name)
+        """Decode it, in a process that is stopped when it takes too long. Blocks.
+
+        Arguments and errors: as for `chiasm.media.sandbox.open_in_time`.
+        """
+        return open_in_time(
+            self.data,
+            kind=self.format,
+            size=self.size,
+            limits=limits,
+            shortest_side=shortest_side,
+            name=self.name,
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, EncodedImage):

@@ -11,6 +11,7 @@ that are known to be hidden there.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 import zlib
@@ -33,6 +34,7 @@ _WEBP_ORDERS = {
     (b"VP8X", b"VP8L"),
     (b"VP8X", b"ALPH", b"VP8 "),
 }
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _WEBP_ALPHA = 0x10  # the one flag of VP8X that says nothing of metadata or animation
 
 
@@ -44,6 +46,20 @@ def is_plain(data: bytes, kind: str) -> bool:
     """
     walk = {"JPEG": _jpeg, "PNG": _png, "WEBP": _webp}.get(kind)
     return walk is not None and walk(data) and not _disguised(data)
+
+
+def is_sequential_jpeg(data: bytes) -> bool:
+    """Whether a JPEG file's frame is a sequential one (SOF0, SOF1), written by Huffman's code."""
+    position = 2
+    with contextlib.suppress(Malformed):
+        for _ in range(1_000):
+            position, kind = _next_marker(data, position)
+            if kind in _FRAMES:
+                return kind in (0xC0, 0xC1)
+            if kind in (0xD9, 0xDA):
+                break
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return False
 
 
 def _disguised(data: bytes) -> bool:

@@ -20,14 +20,15 @@ import anyio
 import anyio.to_thread
 
 from chiasm.errors import ImageError, ImageTooLarge
-from chiasm.media import open_image, read_header
+from chiasm.media import read_header
 from chiasm.media.limits import Limits
+from chiasm.media.sandbox import open_in_time
 from chiasm.media.source import decode_data_url, is_data_url
 
 if TYPE_CHECKING:
     from starlette.datastructures import UploadFile
 
-    from chiasm.media import Image
+    from chiasm.media import Header, Image
 
 DECODED_BYTES = 1024 * 1024 * 1024
 """What the pixels of all pictures under way may take together; one picture is always let in."""
@@ -69,15 +70,21 @@ class _Charged:
 
     name: str
     data: bytes = b""
+    header: Header | None = None
     cost: int = 0
     error: ImageError | None = None
 
     def open(self, limits: Limits, shortest_side: int | None) -> Opened:
-        if self.error is not None:
+        if self.header is None:
             return Opened(error=self.error)
         try:
-            image = open_image(
-                self.data, limits=limits, shortest_side=shortest_side, name=self.name
+            image = open_in_time(
+                self.data,
+                kind=self.header.format,
+                size=self.header.size,
+                limits=limits,
+                shortest_side=shortest_side,
+                name=self.name,
             )
         except ImageError as error:
             return Opened(error=error)
@@ -186,7 +193,7 @@ class PictureOpener:
             if header.format == "JPEG" and shortest_side is not None:
                 scale = next((s for s in (8, 4, 2) if min(width, height) >= s * shortest_side), 1)
             cost = _BYTES_A_PIXEL * (width // scale + 1) * (height // scale + 1)
-            charged.append(_Charged(picture.name, data, cost))
+            charged.append(_Charged(picture.name, data, header, cost))
         return charged
 
     async def _decode(self, group: Sequence[_Charged], shortest_side: int | None) -> list[Opened]:
