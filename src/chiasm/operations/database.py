@@ -20,9 +20,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import (
     ArgumentError,
+    DataError,
     DBAPIError,
+    IntegrityError,
     NoSuchModuleError,
-    OperationalError,
     SQLAlchemyError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -276,45 +277,53 @@ def _in_our_words(error: SQLAlchemyError, shown: str) -> ChiasmError:
         return _sqlite_in_our_words(original, shown)
     if isinstance(error, PoolTimeout):
         return _busy(shown)
-    if isinstance(error, OperationalError) or getattr(error, "connection_invalidated", False):
-        state = getattr(original, "sqlstate", None) or ""
-        if state.startswith("53"):  # insufficient resources: disk full, out of memory
-            return NoSpace(f"The database {shown} has no room.")
-        return StoreError(
-            f"The database {shown} cannot be reached, or broke off.",
-            hint=f"Check that it runs, and its address, user and password. {_SETTING}",
-        )
-    if getattr(original, "sqlstate", "") == "42501":
+    if isinstance(error, DataError | IntegrityError) or not isinstance(error, DBAPIError):
+        return _refused(shown)
+    state = getattr(original, "sqlstate", None) or ""
+    if state.startswith("53"):  # insufficient resources
+        return NoSpace(f"The database {shown} has no room.")
+    if state == "42501":
         return StoreError(
             f"The user of the database {shown} may not do this.",
             hint="Let the user make and change tables in its schema.",
         )
-    return RowRefused(f"The database {shown} did not take what was to be written or asked.")
+    if state == "25006":
+        return StoreError(
+            f"The database {shown} takes no writes: it may be a standby.",
+            hint=f"Name the primary server. {_SETTING}",
+        )
+    return StoreError(
+        f"The database {shown} cannot be reached, or broke off.",
+        hint=f"Check that it runs, and its address, user and password. {_SETTING}",
+    )
 
 
-_FULL, _BUSY = {sqlite3.SQLITE_FULL}, {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-_CLOSED = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
-_DISK = {sqlite3.SQLITE_IOERR}
+_REFUSED = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH}
 
 
 def _sqlite_in_our_words(error: sqlite3.Error, shown: str) -> ChiasmError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says more than is needed
-    if code in _FULL:
+    if code == sqlite3.SQLITE_FULL:
         return NoSpace(f"There is no room on the disk for {shown}.")
     if code in _BUSY:
         return _busy(shown)
+    if code in _REFUSED:
+        return _refused(shown)
     if code in _DAMAGED:
         return StoreError(
             f"{shown} is damaged, or is no SQLite database.",
             hint=f"Restore it from a backup, or move it away to begin anew. {_SETTING}",
         )
-    if code in _CLOSED or code in _DISK:
-        return StoreError(
-            f"{shown} cannot be opened, read or written.",
-            hint=f"Check its permissions and its disk. {_SETTING}",
-        )
-    return RowRefused(f"The database {shown} did not take what was to be written or asked.")
+    return StoreError(
+        f"{shown} cannot be opened, read or written.",
+        hint=f"Check its permissions and its disk. {_SETTING}",
+    )
+
+
+def _refused(shown: str) -> RowRefused:
+    return RowRefused(f"The database {shown} did not take what was to be written.")
 
 
 def _busy(shown: str) -> StoreError:
