@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape, whatever went wrong and wherever.
+"""Errors in OpenAI's shape, whatever went wrong and wherever; in Anthropic's for its clients.
 
 `{"error": {"message", "type", "param", "code"}}` is all that a caller ever sees: fixed sentences
 from `chiasm.errors`, from the table below, or pydantic's own about a field. What was sent is never
@@ -11,15 +11,18 @@ import logging
 import math
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from chiasm.errors import (
+    BudgetExceeded,
     ChiasmError,
     NotReady,
     Overloaded,
@@ -65,6 +68,52 @@ def internal_body() -> dict[str, Any]:
     return error_body(f"{INTERNAL} {INTERNAL_HINT}", kind="server_error", code="internal_error")
 
 
+_MESSAGES = "/v1/messages"
+_MESSAGES_KINDS = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+}
+_BUSY = ("overloaded", "not_ready")
+
+
+def speaks_messages(scope: Scope) -> bool:
+    """Whether a request is for Anthropic's API, or comes from one of its clients."""
+    path: str = scope["path"]
+    return (
+        path == _MESSAGES
+        or path.startswith(f"{_MESSAGES}/")
+        or "anthropic-version" in Headers(scope=scope)
+    )
+
+
+def messages_body(body: dict[str, Any], status: int, request_id: str) -> dict[str, Any]:
+    """OpenAI's error object as Anthropic's (platform.claude.com/docs/en/api/errors)."""
+    error = body["error"]
+    kind = "invalid_request_error" if status < 500 else "api_error"
+    if status == 503 and error["code"] in _BUSY:
+        kind = "overloaded_error"
+    return {
+        "type": "error",
+        "error": {"type": _MESSAGES_KINDS.get(status, kind), "message": error["message"]},
+        "request_id": request_id,
+    }
+
+
+def error_response(
+    scope: Scope, body: dict[str, Any], status: int, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """The answer that carries an error object, in the shape of the API that was asked."""
+    if speaks_messages(scope):
+        body = messages_body(body, status, scope["state"]["request_id"])
+    return JSONResponse(body, status, headers=headers)
+
+
 def install(app: FastAPI) -> None:
     """Let every error of `app` be answered here."""
     app.add_exception_handler(ChiasmError, _chiasm_error)
@@ -89,8 +138,10 @@ async def _chiasm_error(request: Request, error: Exception) -> JSONResponse:
     seconds = RETRY_AFTER_SECONDS if error.http_status == 503 else None
     if isinstance(error, Overloaded | ProviderBusy) and error.retry_after is not None:
         seconds = math.ceil(error.retry_after)
-    headers = None if seconds is None else {"retry-after": str(seconds)}
-    return JSONResponse(body, error.http_status, headers=headers)
+    headers = {} if seconds is None else {"retry-after": str(seconds)}
+    if isinstance(error, BudgetExceeded):
+        headers["x-should-retry"] = "false"  # clients of both vendors try 429 again without it
+    return error_response(request.scope, body, error.http_status, headers)
 
 
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:
@@ -101,12 +152,13 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     else:
         # What is left is a body that the framework could not read; it has a sentence for each.
         message, code = f"{str(error.detail).rstrip('.')}.", "invalid_body"
-    return JSONResponse(error_body(message, code=code), error.status_code, headers=error.headers)
+    body = error_body(message, code=code)
+    return error_response(request.scope, body, error.status_code, error.headers)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return JSONResponse(validation_body(error.errors()), 400)
+    return error_response(request.scope, validation_body(error.errors()), 400)
 
 
 def validation_body(errors: Sequence[Any]) -> dict[str, Any]:

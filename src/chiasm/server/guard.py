@@ -24,7 +24,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chiasm.server.errors import RETRY_AFTER_SECONDS, error_body, internal_body, log_unexpected
+from chiasm.server.errors import (
+    RETRY_AFTER_SECONDS,
+    error_body,
+    error_response,
+    internal_body,
+    log_unexpected,
+    speaks_messages,
+)
 
 access = logging.getLogger("chiasm.server.access")
 
@@ -67,6 +74,8 @@ class Envelope:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                if speaks_messages(scope):
+                    headers["request-id"] = request_id  # the name that Anthropic's clients read
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
@@ -78,7 +87,8 @@ class Envelope:
         except Exception as error:
             log_unexpected(error, request_id)
             if status == 0:
-                await JSONResponse(internal_body(), 500)(scope, receive, send_in_envelope)
+                failure = error_response(scope, internal_body(), 500)
+                await failure(scope, receive, send_in_envelope)
             else:
                 raise  # The answer has begun: only the connection can still say that it failed.
         finally:
@@ -102,16 +112,18 @@ class TrustedOrigin:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            refusal = self._refusal(scope["method"], Headers(scope=scope))
+            refusal = self._refusal(scope, Headers(scope=scope))
             if refusal is not None:
                 await refusal(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
+    def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
+        method: str = scope["method"]
         host = headers.get("host", "")
         if self._hosts is not None and host_name(host) not in self._hosts:
             return _refuse(
+                scope,
                 403,
                 "This server does not answer to that Host.",
                 hint="Add the name to the setting server.allowed_hosts.",
@@ -119,6 +131,7 @@ class TrustedOrigin:
             )
         if method in _WRITING and _is_foreign(headers, host):
             return _refuse(
+                scope,
                 403,
                 "Pages of another origin may not write here.",
                 hint="Call the API from a program, or from the server's own console.",
@@ -127,6 +140,7 @@ class TrustedOrigin:
         declared = headers.get("content-type", "").partition(";")[0].strip().lower()
         if method in _WITH_BODY and declared not in _BODY_TYPES:
             return _refuse(
+                scope,
                 415,
                 "The body's Content-Type must be application/json"
                 " (or multipart/form-data, for uploads).",
@@ -154,7 +168,7 @@ class BodyLimit:
             return
         declared = Headers(scope=scope).get("content-length", "0")
         if not declared.isdecimal() or int(declared) > self._max_bytes:
-            await self._too_large()(scope, receive, send)
+            await self._too_large(scope)(scope, receive, send)
             return
         received, started = 0, False
         refusal: JSONResponse | None = None
@@ -166,9 +180,9 @@ class BodyLimit:
             received += size
             self._held += size
             if received > self._max_bytes:
-                refusal = self._too_large()
+                refusal = self._too_large(scope)
             elif self._held > _BODIES_AT_ONCE * self._max_bytes:
-                refusal = self._too_many()
+                refusal = self._too_many(scope)
             if refusal is not None:
                 raise _Overflow
             return message
@@ -189,9 +203,10 @@ class BodyLimit:
         if refusal is not None and not started:
             await refusal(scope, receive, send)
 
-    def _too_large(self) -> JSONResponse:
+    def _too_large(self, scope: Scope) -> JSONResponse:
         # The rest of the body is not wanted: closing is the only way to say so in HTTP/1.1.
         return _refuse(
+            scope,
             413,
             f"The request's body is larger than the limit of {self._max_bytes:,} bytes.",
             hint="Send fewer pictures at a time, or raise the setting server.max_request_bytes.",
@@ -199,8 +214,9 @@ class BodyLimit:
             headers={"connection": "close"},
         )
 
-    def _too_many(self) -> JSONResponse:
+    def _too_many(self, scope: Scope) -> JSONResponse:
         return _refuse(
+            scope,
             503,
             "Too many large requests are under way.",
             hint="Try again in a moment.",
@@ -259,6 +275,7 @@ def _is_foreign(headers: Headers, host: str) -> bool:
 
 
 def _refuse(
+    scope: Scope,
     status: int,
     message: str,
     *,
@@ -268,4 +285,4 @@ def _refuse(
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
     body = error_body(f"{message} {hint}", kind=kind, code=code)
-    return JSONResponse(body, status, headers=headers)
+    return error_response(scope, body, status, headers)
