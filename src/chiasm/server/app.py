@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from chiasm import __version__
 from chiasm.server import errors, openapi, static
+from chiasm.server.callers import identify
 from chiasm.server.guard import BodyLimit, Envelope, TrustedOrigin, allowed_hosts
 from chiasm.server.routes import chat, collections, embeddings, health, items, models, search
 from chiasm.server.runtime import Runtime
@@ -65,8 +66,9 @@ def create_app(
     )
     app.add_middleware(Envelope)
 
-    for route in (health, models, embeddings, chat, collections, items, search):
-        app.include_router(route.router)
+    app.include_router(health.router)
+    for route in (models, embeddings, chat, collections, items, search):
+        app.include_router(route.router, dependencies=[Depends(identify)])
     openapi.describe(app)
     static.serve_folder(app, static.API_PAGE, prefix="/docs", policy=static.API_PAGE_POLICY)
     static.serve_folder(app, static.CONSOLE, prefix="", policy=static.CONSOLE_POLICY)

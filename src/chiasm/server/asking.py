@@ -1,35 +1,51 @@
 """A question's way through the server, the same for every route that asks one.
 
 `server/routes` reads the body → `media` looks at the pictures → `operations` plans and reserves →
-`generation` answers → `operations` settles and records. Each step is one call below.
+`generation` answers → `operations` settles and records. `_answered` is that way.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from chiasm.errors import ChiasmError
+from chiasm.generation import Completed, Request, TextDelta, ToolCallDelta, Usage
+from chiasm.generation.messages import images_of
 from chiasm.generation.router import Trace
+from chiasm.operations.ledger import Entry
+from chiasm.server.accounts import bounded, content_of
 from chiasm.server.streaming import begun
 
 if TYPE_CHECKING:
-    from chiasm.generation import Event, Request
+    from fastapi import Request as Http
+
+    from chiasm.generation import Event
     from chiasm.generation.targets import Route
+    from chiasm.operations.plan import Estimate
+    from chiasm.server.callers import Caller
     from chiasm.server.runtime import Runtime
+
+_CLIENT_GONE = 499
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a route has read. model: as the caller wrote it; None is the server's own.
+    """What a route has read.
 
+    model: as the caller wrote it; None is the server's own.
     request: complete, its pictures looked at and not decoded.
+    streamed: whether words are sent as they come.
     restart: what has been said may be said anew by another model.
     """
 
     model: str | None
     request: Request
+    streamed: bool = False
     restart: bool = False
 
 
@@ -43,21 +59,126 @@ class Answer:
     trace: Trace
 
 
-async def ask(question: Question, runtime: Runtime) -> Answer:
+async def ask(question: Question, caller: Caller, http: Http, runtime: Runtime) -> Answer:
     """The answer, once its first event is there: what is wrong with the question is raised here.
 
-    Raises UnknownModel, and what `Router.stream` raises. Close `events`, or take all of them.
+    Raises UnknownModel, KeyForbidden, what `Accounts.hold` and what `Router.stream` raise.
+    Close `events`, or take all of them.
     """
     route = await runtime.route(question.model)
     trace = Trace()
-    events = await begun(_answered(question, route, runtime, trace))
+    request = _completed(question.request, route, caller)
+    record = _Record(question, request, caller, http, route, trace)
+    events = await begun(_answered(record, runtime))
     return Answer(route.name, runtime.digest_of(route), events, trace)
 
 
-async def _answered(
-    question: Question, route: Route, runtime: Runtime, trace: Trace
-) -> AsyncGenerator[Event]:
-    answer = runtime.router.stream(route, question.request, trace, restart=question.restart)
-    async with aclosing(answer) as events:
-        async for event in events:
-            yield event
+async def _answered(record: _Record, runtime: Runtime) -> AsyncGenerator[Event]:
+    accounts, caller, request = await runtime.accounts(), record.caller, record.request
+    route, trace, restart = record.route, record.trace, record.question.restart
+    try:
+        caller.require_model(route.name)
+        targets = runtime.router.order(route, request)
+        record.planned = planned = runtime.books.planned(targets, request)
+        hold = await accounts.hold(caller, planned, local=not any(t.provider for t in targets))
+        try:
+            answer = runtime.router.stream(route, request, trace, restart=restart)
+            async with aclosing(answer) as events:
+                async for event in events:
+                    if isinstance(event, Completed):
+                        event = Completed(runtime.books.billed(trace, request, event.usage))
+                    record.see(event)
+                    yield event
+        finally:
+            if record.usage is None:
+                record.usage = runtime.books.broken_off(trace, request, record.pieces)
+            await hold.settle(record.usage.cost, record.usage.image_tokens)
+    except ChiasmError as error:
+        record.error = error
+        raise
+    finally:
+        accounts.ledger.put(record.entry(with_content=accounts.content))
+
+
+def _completed(asked: Request, route: Route, caller: Caller) -> Request:
+    """The request with what its route and its caller's key add to it."""
+    how = route.how
+    return bounded(
+        replace(
+            asked,
+            max_tokens=asked.max_tokens or how.max_tokens or None,
+            max_image_tokens=_smaller(asked.max_image_tokens, how.max_image_tokens or None),
+            tenant=caller.tenant(asked.tenant),
+        ),
+        caller,
+    )
+
+
+def _smaller(one: int | None, other: int | None) -> int | None:
+    return min((each for each in (one, other) if each is not None), default=None)
+
+
+@dataclass
+class _Record:
+    """What the ledger will say of a question, gathered on its way."""
+
+    question: Question
+    request: Request
+    caller: Caller
+    http: Http
+    route: Route
+    trace: Trace
+    planned: Estimate | None = None
+    usage: Usage | None = None
+    error: ChiasmError | None = None
+    whole: bool = False
+    pieces: int = 0
+    first: float | None = None
+    begun: float = field(default_factory=time.perf_counter)
+    time: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def see(self, event: Event) -> None:
+        """An event passes."""
+        if isinstance(event, Completed):
+            self.usage, self.whole = event.usage, True
+        elif isinstance(event, TextDelta | ToolCallDelta):
+            self.pieces += 1
+            if self.first is None:
+                self.first = time.perf_counter() - self.begun
+
+    def entry(self, *, with_content: bool) -> Entry:
+        """The row, when all is over."""
+        target, usage, planned = (
+            self.trace.target or self.route.targets[0],
+            self.usage,
+            self.planned,
+        )
+        first = self.route.targets[0].name
+        status = 200 if self.whole else _CLIENT_GONE
+        return Entry(
+            time=self.time,
+            request_id=self.http.state.request_id,
+            route=self.http.url.path,
+            alias=self.question.model or self.route.name,
+            provider=target.provider,
+            model=target.model,
+            status=status if self.error is None else self.error.http_status,
+            error=self.error.code or self.error.kind if self.error is not None else None,
+            key=None if self.caller.key is None else self.caller.key.id,
+            images=len(images_of(self.request.messages)),
+            text_tokens=usage.text_tokens if usage else 0,
+            image_tokens=usage.image_tokens if usage else 0,
+            cached_tokens=usage.cached_tokens if usage else 0,
+            answer_tokens=usage.answer_tokens if usage else 0,
+            planned_text_tokens=planned.text_tokens if planned else None,
+            planned_image_tokens=planned.image_tokens if planned else None,
+            planned_cost=planned.cost if planned else None,
+            cost=usage.cost if usage else None,
+            seconds_to_first_token=self.first,
+            seconds=time.perf_counter() - self.begun,
+            retries=self.trace.retries,
+            fallback=first if target.name != first else None,
+            cache_hit=self.trace.from_cache,
+            streamed=self.question.streamed,
+            content=content_of(self.request) if with_content else None,
+        )

@@ -27,15 +27,18 @@ from chiasm.errors import (
     GeneratorUnreachable,
     NoSpace,
     NotReady,
+    StoreError,
     UnknownModel,
     WeightsError,
 )
+from chiasm.evaluation.results import Measurements
 from chiasm.generation.providers.address import is_remote
 from chiasm.generation.providers.loading import Providers
 from chiasm.generation.router import Router
-from chiasm.generation.targets import Route, Routes, unknown
+from chiasm.generation.targets import Route, Routes, Target, unknown
 from chiasm.server.admission import Admission
 from chiasm.server.batching import BatchingEmbedder
+from chiasm.server.books import Books
 from chiasm.server.errors import INTERNAL, log_unexpected
 from chiasm.server.local import ask_local
 from chiasm.server.pictures import PictureOpener
@@ -43,6 +46,7 @@ from chiasm.server.pictures import PictureOpener
 if TYPE_CHECKING:
     from chiasm.generation import Generator
     from chiasm.retrieval import Embedder, Library
+    from chiasm.server.accounts import Accounts
     from chiasm.settings import Settings
 
 log = logging.getLogger("chiasm.server")
@@ -114,7 +118,18 @@ class Runtime:
         self.pictures = PictureOpener(settings.media)
         self.routes = Routes(settings.providers, settings.models)
         self.providers = Providers(settings.providers)
-        self.router = Router(self.providers, functools.partial(ask_local, self))
+        self.measurements = Measurements(settings.data_dir)
+        self.router = Router(
+            self.providers,
+            functools.partial(ask_local, self),
+            price=lambda target, request: self.books.price(target, request),
+            accuracy=lambda evaluation, target: self.measurements.accuracy(evaluation, target.name),
+            fit=lambda target, request: self.books.fit(target, request),
+        )
+        self._accounts: Accounts | None = None
+        self._books: Books | None = None
+        self._accounts_failure: ChiasmError | None = None
+        self._accounts_progress = LoadingProgress("opening the ledger")
         self.started_at = int(time.time())
         self._given = embedder
         self._sample = sample
@@ -133,20 +148,26 @@ class Runtime:
         self._generator_loader = threading.Thread(
             target=self._load_generator, name="loading the generator", daemon=True
         )
+        self._accounts_loader = threading.Thread(
+            target=self._load_accounts, name="opening the ledger", daemon=True
+        )
 
     def start(self) -> None:
         """Begin to load."""
+        self._accounts_loader.start()
         self._loader.start()
 
     def close(self) -> None:
         """Refuse what comes and finish what is under way. Blocks."""
         self._stop.set()
-        for loader in (self._loader, self._generator_loader):
+        for loader in (self._accounts_loader, self._loader, self._generator_loader):
             if loader.is_alive():
                 loader.join(_LAST_WORDS_SECONDS)
         if self._generator is not None:
             self._generator.close()
         self.providers.close()
+        if self._accounts is not None:
+            self._accounts.close()
         if self._embedder is not None:
             self._embedder.close()
         if self._planes is not None:
@@ -255,6 +276,24 @@ class Runtime:
         failure = self._generator_failure or self._failure
         return self._loaded(self._generator, failure, self._generator_progress)
 
+    async def accounts(self) -> Accounts:
+        """Keys, budgets and the ledger; waits as `planes` does."""
+        if self._accounts is None:
+            await self._await(
+                lambda: self._accounts is not None or self._accounts_failure is not None
+            )
+        return self._loaded(self._accounts, self._accounts_failure, self._accounts_progress)
+
+    @property
+    def books(self) -> Books:
+        """Plans and bills; there as soon as `accounts` are."""
+        assert self._books is not None
+        return self._books
+
+    def _planned_name(self, target: Target) -> str:
+        """What the planner calls a target: the model of this server by its own name."""
+        return target.name if target.provider else self.settings.generator or target.name
+
     @property
     def generator_if_loaded(self) -> Generator | None:
         """The generator, where it is there already."""
@@ -355,6 +394,33 @@ class Runtime:
 
         self._until_it_succeeds(load, fail, "loading the generator")
 
+    def _load_accounts(self) -> None:
+        try:
+            from chiasm.operations.plan import Planner
+        except ImportError:  # until it is there
+            from chiasm.server.unplanned import Unplanned as Planner
+        from chiasm.server.accounts import Accounts
+
+        def load() -> None:
+            accounts = Accounts(self.settings)
+            planner = Planner(self.settings, seconds=self._first_token_seconds)
+            self._books = Books(planner, self._planned_name)
+            self._accounts = accounts
+            self._accounts_failure = None
+
+        def fail(error: ChiasmError) -> None:
+            self._accounts_failure = error
+
+        self._until_it_succeeds(load, fail, "opening the ledger")
+
+    def _first_token_seconds(self, name: str) -> float | None:
+        """How long a target's first token took of late, by the target's name."""
+        provider, _, model = name.partition("/")
+        known = provider in self.settings.providers
+        return self.router.first_token_seconds(
+            Target(provider, model) if known else Target("", name)
+        )
+
     def _until_it_succeeds(
         self, load: Callable[[], None], fail: Callable[[ChiasmError], None], what: str
     ) -> None:
@@ -363,7 +429,7 @@ class Runtime:
         while not self._stop.is_set():
             try:
                 load()
-            except (WeightsError, NoSpace, GeneratorUnreachable) as error:
+            except (WeightsError, NoSpace, StoreError, GeneratorUnreachable) as error:
                 fail(error)
                 if str(error) != said:
                     log.error("%s: %s Trying again in %.0f s.", what, error, delay)

@@ -1,0 +1,65 @@
+"""Whose request it is, and what they may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Depends, Request
+
+from chiasm.server.dependencies import State
+
+if TYPE_CHECKING:
+    from starlette.datastructures import Headers
+
+    from chiasm.operations.keys import Key
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The holder of a key; without one, whoever reaches a server that has given out none."""
+
+    key: Key | None = None
+
+    def require_model(self, name: str) -> None:
+        """Raises KeyForbidden."""
+        if self.key is not None:
+            self.key.require_model(name)
+
+    def require_collection(self, name: str) -> None:
+        """Raises KeyForbidden."""
+        if self.key is not None:
+            self.key.require_collection(name)
+
+    def may_use_model(self, name: str) -> bool:
+        """For lists: show only what may be used."""
+        return self.key is None or self.key.may_use_model(name)
+
+    def may_use_collection(self, name: str) -> bool:
+        """For lists: show only what may be used."""
+        return self.key is None or self.key.may_use_collection(name)
+
+    def tenant(self, salt: str) -> str:
+        """Whom caches are shared with: the same key and the same salt alone."""
+        return f"{self.key.id} {salt}" if self.key is not None else salt
+
+
+def presented(headers: Headers) -> str | None:
+    """The key that a request carries, as OpenAI's or as Anthropic's clients send it."""
+    kind, _, text = headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer" and text.strip():
+        return text.strip()
+    return headers.get("x-api-key")
+
+
+async def identify(request: Request, runtime: State) -> Caller:
+    """Who asks. Raises InvalidKey; KeyForbidden for a collection that is not for them."""
+    accounts = await runtime.accounts()
+    caller = await accounts.caller(presented(request.headers))
+    if "collections" in request.url.path and "name" in request.path_params:
+        caller.require_collection(request.path_params["name"])
+    return caller
+
+
+Asker = Annotated[Caller, Depends(identify)]
+"""Who asks, and what they may use."""
