@@ -13,8 +13,10 @@ import pydantic_core
 from fastapi import APIRouter, Depends, Request, Response
 
 from chiasm.errors import ChiasmError
+from chiasm.server.answer_parts import beyond_vendors, tokens_of
 from chiasm.server.asking import Answer, Question, ask
 from chiasm.server.bodies import reading
+from chiasm.server.callers import Asker
 from chiasm.server.chat_schemas import ChatCompletion, ChatRequest
 from chiasm.server.conversation import as_request, read_messages
 from chiasm.server.dependencies import State
@@ -37,7 +39,10 @@ router = APIRouter(prefix="/v1", tags=["chat"])
     openapi_extra=body_schema(ChatRequest),
 )
 async def create_chat_completion(
-    body: Annotated[ChatRequest, Depends(reading(ChatRequest))], runtime: State, request: Request
+    body: Annotated[ChatRequest, Depends(reading(ChatRequest))],
+    caller: Asker,
+    runtime: State,
+    request: Request,
 ) -> Response:
     """The answer, whole or as a stream of server-sent events.
 
@@ -48,18 +53,22 @@ async def create_chat_completion(
     body.messages = None  # the pictures, in base64, are not needed any more
     asked = replace(as_request(body), messages=messages)
     # What has not been sent yet can be taken back without anyone noticing.
-    question = Question(body.model, asked, restart=body.restart or not body.stream)
+    streamed = bool(body.stream)
+    question = Question(body.model, asked, streamed, restart=body.restart or not streamed)
     names = _Names()
 
-    async def whole() -> bytes:
-        return await _whole(await ask(question, runtime), names, asked.logprobs is not None)
+    async def begin() -> Answer:
+        return await ask(question, caller, request, runtime)
 
-    if not body.stream:
+    async def whole() -> bytes:
+        return await _whole(await begin(), names, asked.logprobs is not None)
+
+    if not streamed:
         answer = await while_connected(request, whole)
         if answer is None:
             return Response(status_code=499)  # nobody is left to receive it
         return Response(answer, media_type="application/json")
-    begun = await while_connected(request, lambda: ask(question, runtime))
+    begun = await while_connected(request, begin)
     if begun is None:
         return Response(status_code=499)
     with_usage = body.stream_options is not None and body.stream_options.include_usage
@@ -224,28 +233,9 @@ def usage_object(usage: Usage) -> dict[str, Any]:
             "audio_tokens": 0,
         },
         "completion_tokens_details": {"reasoning_tokens": usage.thought_tokens},
-        "images": usage.images,
-        "cost": None if usage.cost is None else float(usage.cost),
-        "estimated": usage.estimated,
-        "compute": {"vision_flops": usage.vision_flops, "language_flops": usage.language_flops},
-        "seconds": {stage: round(took, 6) for stage, took in usage.seconds.items()},
+        **beyond_vendors(usage),
     }
 
 
 def _logprobs(tokens: Any) -> dict[str, Any]:
-    return {
-        "content": [
-            {**_token(token), "top_logprobs": [_token(other) for other in token.top]}
-            for token in tokens
-        ],
-        "refusal": None,
-    }
-
-
-def _token(token: TokenLogprob) -> dict[str, Any]:
-    # JSON has no minus infinity; OpenAI writes −9999 for what cannot come.
-    return {
-        "token": token.token,
-        "logprob": max(token.logprob, -9999.0),
-        "bytes": list(token.bytes),
-    }
+    return {"content": tokens_of(tokens), "refusal": None}
