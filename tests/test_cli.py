@@ -77,7 +77,8 @@ def test_help_loads_nothing_heavy() -> None:
         "sys.argv = ['chiasm', '--help']\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'lancedb', 'pyarrow', 'numpy', 'PIL', 'fastapi', 'uvicorn', 'pydantic',"
-        " 'huggingface_hub', 'tokenizers', 'chiasm.retrieval.store', 'chiasm.server.app'}\n"
+        " 'huggingface_hub', 'tokenizers', 'sqlalchemy', 'alembic', 'chiasm.retrieval.store',"
+        " 'chiasm.server.app'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

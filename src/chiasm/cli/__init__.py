@@ -17,6 +17,8 @@ from chiasm import __version__
 from chiasm.cli import ask as ask_command
 from chiasm.cli import export as export_command
 from chiasm.cli import index as index_command
+from chiasm.cli import keys as keys_commands
+from chiasm.cli import ledger as ledger_commands
 from chiasm.cli import shards as shards_commands
 from chiasm.cli import train as train_commands
 from chiasm.cli.ask import GeneratorName
@@ -38,6 +40,8 @@ collections_app = typer.Typer(help="List and delete collections.", no_args_is_he
 app.add_typer(collections_app, name="collections")
 app.add_typer(train_commands.app, name="train")
 app.add_typer(shards_commands.app, name="shards")
+app.add_typer(keys_commands.app, name="keys")
+app.add_typer(ledger_commands.app, name="ledger")
 app.command()(ask_command.ask)
 app.command()(index_command.index)
 app.command()(export_command.export)
