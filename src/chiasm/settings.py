@@ -71,6 +71,18 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchSettings:
+    """Whence pictures may be fetched that callers name by an address.
+
+    hosts: names, separated by commas; none means that nothing is ever fetched
+        (`chiasm.media.address.read_hosts`). max_seconds: for one picture, redirects included.
+    """
+
+    hosts: str = ""
+    max_seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
 class ProviderSettings:
     """`[providers.NAME]`: where models answer that are run elsewhere. Callers ask for `NAME/model`.
 
@@ -154,6 +166,7 @@ class Settings:
     server: ServerSettings = field(default_factory=ServerSettings)
     indexing: IndexingSettings = field(default_factory=IndexingSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
+    fetch: FetchSettings = field(default_factory=FetchSettings)
     providers: Mapping[str, ProviderSettings] = field(default_factory=dict)
     models: Mapping[str, ModelSettings] = field(default_factory=dict)
     prices: Mapping[str, PriceSettings] = field(default_factory=dict)

@@ -6,6 +6,7 @@ mistyped one part would have to guess which of them was meant.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from chiasm.errors import InvalidRequest
@@ -17,8 +18,11 @@ Part = str | Encoded
 """A text, or a picture that is not decoded yet."""
 
 
-def read_part(value: Any, place: str, limits: Limits) -> Part:
-    """A text, or a part as chat messages have it. `place` names it in messages."""
+def read_part(value: Any, place: str, limits: Limits, fetched: Mapping[str, bytes]) -> Part:
+    """A text, or a part as chat messages have it. `place` names it in messages.
+
+    fetched: what was found at the addresses of pictures.
+    """
     if isinstance(value, str):
         return read_text(value, place)
     if not isinstance(value, dict):
@@ -32,6 +36,9 @@ def read_part(value: Any, place: str, limits: Limits) -> Part:
         image, place = image.get("url"), f"{place}.url"
     if not isinstance(image, str):
         refuse(place, "must be a data URL")
+    if image in fetched:
+        data = fetched[image]
+        return Encoded(place, lambda: data)
     return from_data_url(image, limits=limits, name=place)
 
 

@@ -36,6 +36,9 @@ from chiasm.generation.providers.address import is_remote
 from chiasm.generation.providers.loading import Providers
 from chiasm.generation.router import Router
 from chiasm.generation.targets import Route, Routes, Target, unknown
+from chiasm.media.address import read_hosts
+from chiasm.media.fetch import Fetcher
+from chiasm.server.addresses import fetch_pictures
 from chiasm.server.admission import Admission
 from chiasm.server.batching import BatchingEmbedder
 from chiasm.server.books import Books
@@ -116,6 +119,11 @@ class Runtime:
         self.settings = settings
         self.progress = LoadingProgress("loading the embedder")
         self.pictures = PictureOpener(settings.media)
+        self.fetcher = Fetcher(
+            read_hosts(settings.fetch.hosts),
+            settings.media,
+            max_seconds=settings.fetch.max_seconds,
+        )
         self.routes = Routes(settings.providers, settings.models)
         self.providers = Providers(settings.providers)
         self.measurements = Measurements(settings.data_dir)
@@ -335,9 +343,13 @@ class Runtime:
         names = " ".join(each.name for each in route.targets)
         return hashlib.sha256(f"chiasm-route-1 {names}".encode()).hexdigest()
 
-    async def fetch(self, body: object) -> Mapping[str, bytes]:
-        """What is found at the addresses of a body's pictures, by address."""
-        return {}
+    async def fetch(self, body: object, where: str = "messages") -> Mapping[str, bytes]:
+        """What is found at the addresses of a body's pictures, by address.
+
+        where: the argument that `body` is. Raises what `fetch_pictures` raises.
+        """
+        limit = self.settings.server.max_request_bytes
+        return await fetch_pictures(self.fetcher, body, where=where, max_bytes=limit)
 
     async def _await(self, settled: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS

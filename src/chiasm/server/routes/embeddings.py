@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -48,7 +48,8 @@ async def create_embedding(
             hint="Leave `dimensions` out.",
             param="dimensions",
         )
-    inputs = await runtime.run(_read_inputs, body.input, runtime.settings.media)
+    fetched = await runtime.fetch(body.input, "input")
+    inputs = await runtime.run(_read_inputs, body.input, runtime.settings.media, fetched)
     texts = [part for parts in inputs for part in parts if isinstance(part, str)]
     pictures = [part for parts in inputs for part in parts if isinstance(part, Encoded)]
     text_vectors = await runtime.embed(embedder.embed_texts, texts)
@@ -127,7 +128,7 @@ def _floats(vector: Vectors) -> list[float]:
 # Reading `input` --------------------------------------------------------------------------------
 
 
-def _read_inputs(value: Any, limits: Limits) -> list[list[Part]]:
+def _read_inputs(value: Any, limits: Limits, fetched: Mapping[str, bytes]) -> list[list[Part]]:
     if isinstance(value, str):
         return [[read_text(value, "input")]]
     if not isinstance(value, list):
@@ -146,10 +147,10 @@ def _read_inputs(value: Any, limits: Limits) -> list[list[Part]]:
                 refuse(place, "is empty", hint="Give it at least one part.")
             if isinstance(entry[0], int) and not isinstance(entry[0], bool):
                 _refuse_tokens(place)
-            parts = [read_part(part, f"{place}[{at}]", limits) for at, part in enumerate(entry)]
-            inputs.append(parts)
+            places = ((part, f"{place}[{at}]") for at, part in enumerate(entry))
+            inputs.append([read_part(part, where, limits, fetched) for part, where in places])
         else:
-            inputs.append([read_part(entry, place, limits)])
+            inputs.append([read_part(entry, place, limits, fetched)])
     if sum(map(len, inputs)) > MOST_INPUTS:
         refuse("input", f"has more than {MOST_INPUTS:,} parts in all, which are the most")
     return inputs
