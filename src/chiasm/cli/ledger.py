@@ -115,20 +115,19 @@ def summary(
     if not found:
         terminal.err.print("The ledger has no such requests.")
         return
-    numeric = ("requests", "failed", "images", "text", "image", "answer", "cost", "p50 s", "p95 s")
+    numeric = ("requests", "images", "text", "image", "answer", "cost", "p50 s", "p95 s")
     terminal.print_rows(
         None,
         (by.value, *numeric),
         [
             (
                 one.name or "(no key)",
-                f"{one.requests:,}",
-                f"{one.failed:,}",
-                f"{one.images:,}",
-                f"{one.text_tokens:,}",
-                f"{one.image_tokens:,}",
-                f"{one.answer_tokens:,}",
-                _money(one.cost),
+                _short(one.requests),
+                _short(one.images),
+                _short(one.text_tokens),
+                _short(one.image_tokens),
+                _short(one.answer_tokens),
+                f"${one.cost:,.4f}",
                 _seconds(one.median_seconds),
                 _seconds(one.p95_seconds),
             )
@@ -137,7 +136,9 @@ def summary(
         numeric=numeric,
         foldable=[by.value],
     )
-    unpriced = sum(one.unpriced for one in found)
+    failed, unpriced = sum(one.failed for one in found), sum(one.unpriced for one in found)
+    if failed:
+        terminal.err.print(f"{failed:,} requests failed; seconds are of the others.")
     if unpriced:
         terminal.err.print(f"{unpriced:,} requests have no known price and are not in the cost.")
 
@@ -232,6 +233,12 @@ def _cell(value: Any) -> Any:
 
 def _money(amount: Any) -> str:
     return "" if amount is None else f"${amount:.6f}"
+
+
+def _short(count: int) -> str:
+    if count < 10_000:
+        return f"{count:,}"
+    return f"{count / 1e3:,.0f}k" if count < 1_000_000 else f"{count / 1e6:,.1f}M"
 
 
 def _seconds(value: float | None) -> str:
