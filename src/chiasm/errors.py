@@ -183,6 +183,12 @@ class ProviderKeyRefused(GeneratorUnreachable):
     code = "provider_key_refused"
 
 
+class ProviderQuotaSpent(ProviderKeyRefused):
+    """This server's account with a provider is used up: its operator's matter, too."""
+
+    code = "provider_quota_spent"
+
+
 class ProviderBusy(GeneratorUnreachable):
     """A provider takes no more requests for now. retry_after: seconds, where it says so."""
 
