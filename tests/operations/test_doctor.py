@@ -71,6 +71,15 @@ def test_a_setting_of_the_file_is_shown_with_the_file(settings: Settings, tmp_pa
     assert "device = cpu (file)" in check.detail
 
 
+def test_the_password_of_a_database_is_not_shown(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHIASM_DATABASE", "postgresql://me:secret@127.0.0.1:9/ledger")
+    report = examine(Settings.load())
+    assert report.settings["database"].value == "postgresql://me:***@127.0.0.1:9/ledger"
+    assert "secret" not in json.dumps(report.as_dict())
+
+
 def test_missing_and_unfit_packages_are_named(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,6 +78,10 @@ class Report:
 def examine(settings: Settings) -> Report:
     """Look at everything that chiasm needs. Fetches nothing; needs some seconds for torch."""
     effective = {name: Setting(*found) for name, found in origins(settings).items()}
+    if settings.database:
+        from chiasm.operations.database import shown
+
+        effective["database"] = replace(effective["database"], value=shown(settings.database))
     looks: tuple[tuple[str, Callable[[], Check]], ...] = (
         ("machine", _machine),
         ("packages", _packages),
