@@ -150,6 +150,21 @@ def test_a_revoked_key_ends_here_at_once_and_elsewhere_within_two_seconds(
         assert here.revoke(key.id) == here.find(key.id)  # again changes nothing
 
 
+def test_a_key_that_is_revoked_while_it_is_looked_up_is_not_remembered(
+    keys: Keys, database: Database
+) -> None:
+    text, key = keys.create("a")
+    to_revoke = [key.id]
+
+    @sa.event.listens_for(database._engine, "after_cursor_execute")
+    def revoke(*call: object) -> None:
+        if to_revoke:
+            keys.revoke(to_revoke.pop())
+
+    assert keys.check(text) == key  # it was good when it was read
+    refusal(keys, text)
+
+
 def test_what_is_remembered_needs_no_database(keys: Keys, database: Database) -> None:
     text, key = keys.create("a")
     assert keys.cached(text) is None

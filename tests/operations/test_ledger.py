@@ -24,6 +24,7 @@ from chiasm.operations import accounts
 from chiasm.operations import ledger as ledger_module
 from chiasm.operations.database import Database, open_database
 from chiasm.operations.ledger import Ledger
+from chiasm.operations.unwritten import Unwritten
 from tests.operations.entries import NOON, entry
 
 
@@ -211,27 +212,31 @@ def test_rows_that_a_process_left_are_stored_by_the_next(postgres_url: str, tmp_
         assert [row.request_id for row in accounts.rows(database)] == ["kept"]
 
 
-def test_a_file_that_a_living_process_writes_is_left_alone(
-    postgres_url: str, tmp_path: Path
-) -> None:
-    with (
-        closing(open_database(postgres_url, tmp_path)) as database,
-        closing(open_database("", tmp_path)) as well,
-        closing(Ledger(database)) as writer,
-    ):
-        with away(postgres_url):
-            writer.put(entry(request_id="mine"))
-            writer.flush()
-            taken: list[dict[str, Any]] = []
-            other = ledger_module.Unwritten(tmp_path, "ledger-unwritten", 10**6)
-            if writer._unwritten._own is not None:  # between two tries it lets go
-                assert other.take(taken.extend) == 0
-            with closing(Ledger(well)) as second:
-                second.put(entry(request_id="other"))
-                assert second.flush()
-        wait_for(lambda: not unwritten(tmp_path))
-        names = [row.request_id for place in (database, well) for row in accounts.rows(place)]
-        assert sorted(names) == ["mine", "other"]
+def test_a_file_that_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
+    living, other = (Unwritten(tmp_path, "rows", 10**6) for _ in range(2))
+    assert living.add([{"id": "1"}, {"id": "2"}]) == 2
+    taken: list[dict[str, Any]] = []
+    assert other.take(taken.extend) == 0
+    assert living.add([{"id": "3"}]) == 1
+    living.close()
+    assert other.take(taken.extend) == 3
+    assert [row["id"] for row in taken] == ["1", "2", "3"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_whose_rows_cannot_be_stored_is_kept_whole(tmp_path: Path) -> None:
+    def refuse(rows: list[dict[str, Any]]) -> None:
+        raise StoreError("away")
+
+    kept = Unwritten(tmp_path, "rows", 10**6)
+    kept.add([{"id": str(number)} for number in range(1200)])
+    with pytest.raises(StoreError):
+        kept.take(refuse)
+    kept.add([{"id": "last"}])
+    taken: list[dict[str, Any]] = []
+    assert kept.take(taken.extend) == 1201
+    assert sorted(row["id"] for row in taken) == sorted([*map(str, range(1200)), "last"])
+    assert not kept.waiting()
 
 
 def test_what_has_no_room_anywhere_is_counted(
@@ -277,8 +282,7 @@ def test_kept_rows_of_an_older_version(database: Database, tmp_path: Path) -> No
 
 
 def test_opening_is_nothing_where_nothing_is_put(database: Database) -> None:
-    before = threading.active_count()
     ledger = Ledger(database)
-    assert threading.active_count() == before
+    assert "ledger" not in {thread.name for thread in threading.enumerate()}
     assert ledger.flush()
     ledger.close()

@@ -223,16 +223,17 @@ class Keys:
     # Inside ---------------------------------------------------------------------------------
 
     def _look_up(self, digest: bytes) -> tuple[float, Key | None]:
-        # From before the query: what changes meanwhile must not be believed any longer for it.
+        # From before the query: a key that is revoked meanwhile must not be remembered as good.
+        cache = self._cache
         until = time.monotonic() + CACHE_SECONDS
         values = {"digest": digest.hex()}
         with self._database.reading() as connection:
             row = connection.execute(_KEY, values).one_or_none()
             budgets = connection.execute(_BUDGETS_OF_KEY, values).all()
         known = (until, None if row is None else _key(row, budgets))
-        if len(self._cache) >= _CACHED:
-            self._cache = {}
-        self._cache[digest] = known
+        if len(cache) >= _CACHED:
+            cache.clear()
+        cache[digest] = known
         return known
 
     def _good(self, key: Key | None) -> Key:
