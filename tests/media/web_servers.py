@@ -14,7 +14,9 @@ class WebServer:
     pages: path → (status, headers, body), or a function that answers by itself.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, tls: ssl.SSLContext | None = None, *, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
         self.pages: dict[str, Any] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.connections = 0
@@ -44,7 +46,7 @@ class WebServer:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((host, port), Handler)
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self.port = self._server.server_address[1]
