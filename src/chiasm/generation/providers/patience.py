@@ -40,14 +40,17 @@ class Clock:
         """For a request that came at `started` and is of use for so many seconds; None: always."""
         return cls(started + (math.inf if deadline is None else deadline))
 
-    async def wait(self, awaited: Awaitable[T], seconds: float) -> T:
-        """Raises GeneratorFailed after so many seconds, TimedOut at the end."""
+    async def wait(self, awaited: Awaitable[T], seconds: float, *, spent: float = 0.0) -> T:
+        """Raises GeneratorFailed after so many seconds, TimedOut at the end.
+
+        spent: of those seconds, the ones that were waited before.
+        """
         left = self.end - time.perf_counter()
         try:
-            async with asyncio.timeout(max(0.0, min(seconds, left))):
+            async with asyncio.timeout(max(0.0, min(seconds - spent, left))):
                 return await awaited
         except TimeoutError:
-            if left <= seconds:
+            if left <= seconds - spent:
                 raise TimedOut("The request's deadline has passed.") from None
             raise GeneratorFailed(
                 f"The model's server has been silent for {seconds:g} seconds."
