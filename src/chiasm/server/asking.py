@@ -67,7 +67,7 @@ async def ask(question: Question, caller: Caller, http: Http, runtime: Runtime) 
     """
     route = await runtime.route(question.model)
     trace = Trace()
-    request = _completed(question.request, route, caller)
+    request = completed(question.request, route, caller)
     record = _Record(question, request, caller, http, route, trace)
     events = await begun(_answered(record, runtime))
     return Answer(route.name, runtime.digest_of(route), events, trace)
@@ -100,7 +100,7 @@ async def _answered(record: _Record, runtime: Runtime) -> AsyncGenerator[Event]:
         accounts.ledger.put(record.entry(with_content=accounts.content))
 
 
-def _completed(asked: Request, route: Route, caller: Caller) -> Request:
+def completed(asked: Request, route: Route, caller: Caller) -> Request:
     """The request with what its route and its caller's key add to it."""
     how = route.how
     return bounded(

@@ -7,6 +7,7 @@ cannot be done is refused; what is a wish about caching or bookkeeping is taken.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -221,3 +222,54 @@ class TokenCount(BaseModel):
     """How many tokens a prompt has."""
 
     input_tokens: int
+
+
+# Models -----------------------------------------------------------------------------------------
+
+
+class Page(BaseModel):
+    """Which of the models. `after_id`, `before_id`: the model that the page begins or ends at."""
+
+    limit: int = Field(default=20, ge=1, le=1000)
+    after_id: str | None = None
+    before_id: str | None = None
+
+
+class MessagesModel(BaseModel):
+    """A model that answers questions."""
+
+    type: Literal["model"] = "model"
+    id: str
+    display_name: str
+    created_at: datetime = Field(description="When the server started.")
+    lifecycle: Literal["active"] = "active"
+    max_input_tokens: int | None = Field(
+        default=None, description="Pictures and answer included; null where nobody knows."
+    )
+
+
+class MessagesModelList(BaseModel):
+    """A page of them."""
+
+    data: list[MessagesModel]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+# Errors -----------------------------------------------------------------------------------------
+
+
+class MessagesErrorDetail(BaseModel):
+    """What happened, to what, and what to do."""
+
+    type: str = Field(examples=["invalid_request_error"])
+    message: str = Field(examples=["messages[0].content is empty. Give it at least one block."])
+
+
+class MessagesError(BaseModel):
+    """The body of every answer with an error status, as Anthropic has it."""
+
+    type: Literal["error"] = "error"
+    error: MessagesErrorDetail
+    request_id: str

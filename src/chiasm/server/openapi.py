@@ -9,6 +9,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from chiasm.server.chat_schemas import ChatRequest
+from chiasm.server.messages_schemas import CountRequest, MessagesRequest
+from chiasm.server.responses_schemas import ResponsesCount, ResponsesRequest
 from chiasm.server.schemas import ErrorResponse, ImagePart, ImageUrl, NewItems, TextPart
 
 _REFUSALS = {
@@ -31,17 +33,33 @@ EVERYWHERE = (400, 401, 403, 500, 503)
 DESCRIPTION = """\
 Find pictures with words, with pictures, and with both; and ask about them.
 
-`/v1/chat/completions`, `/v1/embeddings` and `/v1/models` have OpenAI's shape: point the `openai`
-client's `base_url` at this server's `/v1`. Every error is
+`/v1/chat/completions`, `/v1/responses`, `/v1/embeddings` and `/v1/models` have OpenAI's shape:
+point the `openai` client's `base_url` at this server's `/v1`. Every error is
 `{"error": {"message", "type", "param", "code"}}`, and every answer has an `x-request-id`.
+
+`/v1/messages` has Anthropic's shape, and so have its errors, and `/v1/models` for a client that
+sends `anthropic-version`: point the `anthropic` client's `base_url` at this server.
 """
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that can answer with these error statuses."""
-    return {
-        status: {"model": ErrorResponse, "description": _REFUSALS[status]} for status in statuses
-    }
+_REFERRED_TO = (
+    TextPart,
+    ImagePart,
+    ImageUrl,
+    NewItems,
+    ChatRequest,
+    ResponsesRequest,
+    ResponsesCount,
+    MessagesRequest,
+    CountRequest,
+)
+
+
+def refusals(
+    *statuses: int, model: type[BaseModel] = ErrorResponse
+) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that can answer with these error statuses. model: their body."""
+    return {status: {"model": model, "description": _REFUSALS[status]} for status in statuses}
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -63,7 +81,7 @@ def describe(app: FastAPI) -> None:
         schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        schemas.update(_schemas_of(TextPart, ImagePart, ImageUrl, NewItems, ChatRequest))
+        schemas.update(_schemas_of(*_REFERRED_TO))
         for operations in document["paths"].values():
             for operation in operations.values():
                 operation["responses"].pop("422", None)

@@ -14,7 +14,8 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from chiasm.errors import ChiasmError
 from chiasm.server.answer_parts import beyond_vendors, tokens_of
-from chiasm.server.asking import Answer, Question, ask
+from chiasm.server.answering import Shape, respond
+from chiasm.server.asking import Answer, Question
 from chiasm.server.bodies import reading
 from chiasm.server.callers import Asker
 from chiasm.server.chat_schemas import ChatCompletion, ChatRequest
@@ -22,7 +23,7 @@ from chiasm.server.conversation import as_request, read_messages
 from chiasm.server.dependencies import State
 from chiasm.server.errors import body_of, internal_body
 from chiasm.server.openapi import body_schema, refusals
-from chiasm.server.streaming import Stream, sse, while_connected, with_troubles
+from chiasm.server.streaming import sse
 
 if TYPE_CHECKING:
     from chiasm.generation import Event, TokenLogprob, Usage
@@ -55,25 +56,15 @@ async def create_chat_completion(
     # What has not been sent yet can be taken back without anyone noticing.
     streamed = bool(body.stream)
     question = Question(body.model, asked, streamed, restart=body.restart or not streamed)
-    names = _Names()
-
-    async def begin() -> Answer:
-        return await ask(question, caller, request, runtime)
-
-    async def whole() -> bytes:
-        return await _whole(await begin(), names, asked.logprobs is not None)
-
-    if not streamed:
-        answer = await while_connected(request, whole)
-        if answer is None:
-            return Response(status_code=499)  # nobody is left to receive it
-        return Response(answer, media_type="application/json")
-    begun = await while_connected(request, begin)
-    if begun is None:
-        return Response(status_code=499)
+    names, with_logprobs = _Names(), asked.logprobs is not None
     with_usage = body.stream_options is not None and body.stream_options.include_usage
-    said = _said(begun, names, asked.choices, with_usage, asked.logprobs is not None)
-    return Stream(with_troubles(said, _trouble, request, b"data: [DONE]\n\n"), begun.events)
+    shape = Shape(
+        lambda answer: _whole(answer, names, with_logprobs),
+        lambda answer: _said(answer, names, asked.choices, with_usage, with_logprobs),
+        _trouble,
+        b"data: [DONE]\n\n",
+    )
+    return await respond(question, shape, caller, request, runtime)
 
 
 @dataclass(frozen=True)

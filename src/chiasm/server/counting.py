@@ -1,0 +1,27 @@
+"""How many tokens a prompt has, for those who ask for that alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chiasm.server.asking import completed
+
+if TYPE_CHECKING:
+    from chiasm.generation import Request
+    from chiasm.server.callers import Caller
+    from chiasm.server.runtime import Runtime
+
+
+async def count_tokens(
+    model: str | None, request: Request, caller: Caller, runtime: Runtime
+) -> int:
+    """Text and pictures together, by the plan of the model that would be asked first.
+
+    Raises UnknownModel, KeyForbidden; InvalidRequest where pictures cannot be as they are.
+    """
+    route = await runtime.route(model)
+    caller.require_model(route.name)
+    asked = completed(request, route, caller)
+    first = runtime.router.order(route, asked)[:1]
+    estimate = await runtime.run(runtime.books.planned, first, asked)
+    return estimate.text_tokens + estimate.image_tokens
