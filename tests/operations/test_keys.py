@@ -158,7 +158,7 @@ def test_a_key_that_is_revoked_while_it_is_looked_up_is_not_remembered(
 
     @sa.event.listens_for(database._engine, "after_cursor_execute")
     def revoke(*call: object) -> None:
-        if to_revoke:
+        if to_revoke and str(call[2]).startswith("SELECT"):
             keys.revoke(to_revoke.pop())
 
     assert keys.check(text) == key  # it was good when it was read
