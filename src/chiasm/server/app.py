@@ -13,7 +13,17 @@ from chiasm import __version__
 from chiasm.server import errors, openapi, static
 from chiasm.server.callers import identify
 from chiasm.server.guard import BodyLimit, Envelope, TrustedOrigin, allowed_hosts
-from chiasm.server.routes import chat, collections, embeddings, health, items, models, search
+from chiasm.server.routes import (
+    chat,
+    collections,
+    embeddings,
+    health,
+    items,
+    messages,
+    models,
+    responses,
+    search,
+)
 from chiasm.server.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -67,7 +77,7 @@ def create_app(
     app.add_middleware(Envelope)
 
     app.include_router(health.router)
-    for route in (models, embeddings, chat, collections, items, search):
+    for route in (models, embeddings, chat, responses, messages, collections, items, search):
         app.include_router(route.router, dependencies=[Depends(identify)])
     openapi.describe(app)
     static.serve_folder(app, static.API_PAGE, prefix="/docs", policy=static.API_PAGE_POLICY)
