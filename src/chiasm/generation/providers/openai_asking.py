@@ -14,8 +14,6 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chiasm.errors import ChiasmError, GeneratorFailed, GeneratorUnreachable
@@ -25,7 +23,7 @@ from chiasm.generation.providers.openai_client import (
     never_reached,
     transport_errors,
 )
-from chiasm.generation.providers.patience import Clock, Patience
+from chiasm.generation.providers.patience import Progress, Silence
 from chiasm.generation.providers.refusals import error_in, refused, status_in
 from chiasm.generation.request import Completed, Event
 
@@ -36,46 +34,15 @@ _LONGEST_REFUSAL = 64 * 1024  # bytes of an error that are read
 _DRAIN_SECONDS = 0.2
 
 
-class Reader(Protocol):
+class Reader(Progress, Protocol):
     """Takes the objects of one answer, gives events."""
 
     @property
     def whole(self) -> bool: ...
 
-    @property
-    def begun(self) -> bool: ...
-
-    @property
-    def signs(self) -> int: ...
-
     def read(self, chunk: Mapping[str, Any], /) -> Iterator[Event]: ...
 
     def completed(self) -> Completed: ...
-
-
-@dataclass
-class Silence:
-    """Seconds that a server has said nothing while it was listened to.
-
-    What passes while nobody listens, because an answer's reader is slow, is not the server's fault.
-    """
-
-    patience: Patience
-    clock: Clock
-    reader: Reader
-    _spent: float = 0.0
-    _signs: int = 0
-
-    async def wait(self, awaited: Awaitable[Any]) -> Any:
-        """Raises GeneratorFailed when it has lasted too long, TimedOut at the request's end."""
-        if self.reader.signs != self._signs:
-            self._spent, self._signs = 0.0, self.reader.signs
-        seconds = self.patience.between if self.reader.begun else self.patience.first_token
-        since = perf_counter()
-        try:
-            return await self.clock.wait(awaited, seconds, spent=self._spent)
-        finally:
-            self._spent += perf_counter() - since
 
 
 async def ask(

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 from chiasm.generation.providers.blocking import without_loop
 from chiasm.generation.providers.chat_messages import Encode, check_parts, goes_as_it_is, sender
-from chiasm.generation.providers.openai_asking import Reader, Silence, ask
+from chiasm.generation.providers.openai_asking import Reader, ask
 from chiasm.generation.providers.openai_client import connected, disconnect, is_openais_own
-from chiasm.generation.providers.patience import Clock, Patience
+from chiasm.generation.providers.patience import Clock, Patience, Silence
 from chiasm.generation.request import Ability, Event, Request, check_abilities
 from chiasm.media.limits import Limits
 

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from chiasm.errors import GeneratorFailed, TimedOut
 
@@ -55,3 +55,38 @@ class Clock:
             raise GeneratorFailed(
                 f"The model's server has been silent for {seconds:g} seconds."
             ) from None
+
+
+class Progress(Protocol):
+    """How far an answer has come. signs: of life, grows with each token, thoughts too."""
+
+    @property
+    def begun(self) -> bool: ...
+
+    @property
+    def signs(self) -> int: ...
+
+
+@dataclass
+class Silence:
+    """Seconds that a server has said nothing while it was listened to.
+
+    What passes while nobody listens, because an answer's reader is slow, is not the server's fault.
+    """
+
+    patience: Patience
+    clock: Clock
+    answer: Progress
+    _spent: float = 0.0
+    _signs: int = 0
+
+    async def wait(self, awaited: Awaitable[T]) -> T:
+        """Raises GeneratorFailed when it has lasted too long, TimedOut at the request's end."""
+        if self.answer.signs != self._signs:
+            self._spent, self._signs = 0.0, self.answer.signs
+        seconds = self.patience.between if self.answer.begun else self.patience.first_token
+        since = time.perf_counter()
+        try:
+            return await self.clock.wait(awaited, seconds, spent=self._spent)
+        finally:
+            self._spent += time.perf_counter() - since

@@ -1,9 +1,9 @@
 """Answers by vLLM servers, over their OpenAI-shaped API.
 
 An answer is a connection of its own: it is closed when nobody listens any more, by which vLLM
-learns that it may stop. Pictures travel as PNG made from their pixels, whatever file they came
-from. What a server says about its insides goes to the log; callers hear fixed sentences, and vLLM's
-own words only where it refuses a request as the caller's fault.
+learns that it may stop. Of pictures nothing travels but their pixels (`chiasm.media.sending`). What
+a server says about its insides goes to the log; callers hear fixed sentences, and vLLM's own words
+only where it refuses a request as the caller's fault.
 """
 
 from __future__ import annotations
@@ -15,13 +15,7 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Callable,
-    Iterator,
-    Mapping,
-)
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -30,19 +24,23 @@ import httpx
 
 from chiasm.errors import (
     ChiasmError,
-    ContextExceeded,
     GeneratorFailed,
     GeneratorUnreachable,
     InvalidRequest,
     UnsupportedCheckpoint,
 )
-from chiasm.generation.messages import check_conversation, images_of
+from chiasm.generation.messages import images_of
 from chiasm.generation.providers.address import Address
+from chiasm.generation.providers.blocking import without_loop
+from chiasm.generation.providers.chat_answer import AnswerReader
 from chiasm.generation.providers.cluster import CHECK_SECONDS, Cluster, Server
-from chiasm.generation.providers.patience import Clock, Patience
+from chiasm.generation.providers.event_stream import read_objects
+from chiasm.generation.providers.patience import Clock, Patience, Silence
+from chiasm.generation.providers.refusals import error_in, refused, status_in
 from chiasm.generation.providers.vllm_probe import KEY_VARIABLE, VLLMProbe
-from chiasm.generation.providers.wire import ABILITIES, AnswerReader, chat_body
+from chiasm.generation.providers.wire import ABILITIES, chat_body, check_messages
 from chiasm.generation.request import Event, Request, check_abilities
+from chiasm.media.limits import Limits
 
 if TYPE_CHECKING:
     from chiasm.models.vision_language import ImageReader
@@ -52,7 +50,6 @@ log = logging.getLogger("chiasm.generation")
 _MOST_BROKEN = (
     2  # servers that a request is given to and fail: it may be the request that breaks them
 )
-_LONGEST_MESSAGE = 300
 PLACES = 64
 """Questions for each server; vLLM takes more at once, but here their pictures wait on the disk."""
 
@@ -66,9 +63,14 @@ class VLLMGenerator:
         *,
         patience: Patience | None = None,
         check_seconds: float = CHECK_SECONDS,
+        limits: Limits | None = None,
     ) -> None:
-        """Connects. Raises GeneratorUnreachable if no server serves the model."""
+        """Connects. limits: of pictures that must be decoded before they are sent.
+
+        Raises GeneratorUnreachable if no server serves the model.
+        """
         self._patience = patience or Patience()
+        self._limits = limits or Limits()
         self._ssl = ssl.create_default_context()
         key = os.environ.get(KEY_VARIABLE)
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -130,7 +132,7 @@ class VLLMGenerator:
         """
         started = time.perf_counter()
         check_abilities(request, ABILITIES, self.name)
-        check_conversation(request.messages)
+        check_messages(request, self.name)
         images = images_of(request.messages)
         if images and not self.sees:
             raise InvalidRequest(
@@ -138,7 +140,9 @@ class VLLMGenerator:
                 hint="Ask a vision-language model.",
                 param="messages",
             )
-        body, picture = await asyncio.to_thread(_encoded, request, self.name, self.context)
+        body, picture = await asyncio.to_thread(
+            _encoded, request, self.name, self.context, self._limits
+        )
         prepared = time.perf_counter() - started
         clock = Clock.until(started, request.deadline)
         broken: list[GeneratorFailed] = []
@@ -147,7 +151,8 @@ class VLLMGenerator:
             reader = AnswerReader(request, started, prepared)
             try:
                 with self._cluster.asking(server):
-                    async with aclosing(self._events(server, body, reader, clock)) as events:
+                    silence = Silence(self._patience, clock, reader)
+                    async with aclosing(self._events(server, body, reader, silence)) as events:
                         async for event in events:
                             begun = True
                             yield event
@@ -168,27 +173,15 @@ class VLLMGenerator:
 
     def run(self, request: Request) -> Iterator[Event]:
         """The same without an event loop; blocks between events."""
-        events = self.stream(request)
-
-        async def following() -> Event | None:
-            return await anext(events, None)
-
-        with asyncio.Runner() as runner:
-            try:
-                while (event := runner.run(following())) is not None:
-                    yield event
-            finally:
-                runner.run(events.aclose())
+        return without_loop(self.stream(request))
 
     async def _events(
-        self, server: Server, body: bytes, reader: AnswerReader, clock: Clock
+        self, server: Server, body: bytes, reader: AnswerReader, silence: Silence
     ) -> AsyncGenerator[Event]:
         """One server's answer. Raises GeneratorUnreachable where it has not begun to work."""
-        wait = self._patience
+        connect = httpx.Timeout(None, connect=self._patience.connect)
         # A proxy for the way out has no business between these servers: trust_env.
-        async with httpx.AsyncClient(
-            verify=self._ssl, timeout=httpx.Timeout(None, connect=wait.connect), trust_env=False
-        ) as client:
+        async with httpx.AsyncClient(verify=self._ssl, timeout=connect, trust_env=False) as client:
             asked = client.build_request(
                 "POST",
                 f"{server.url}/v1/chat/completions",
@@ -196,20 +189,20 @@ class VLLMGenerator:
                 headers={**self._headers, "content-type": "application/json"},
             )
             try:
-                response = await clock.wait(client.send(asked, stream=True), wait.first_token)
+                response = await silence.wait(client.send(asked, stream=True))
                 async with aclosing(response):
                     if response.status_code != 200:
-                        await clock.wait(response.aread(), wait.between)
-                        raise _refused(response.status_code, _json(response.text), server.url)
-                    async for chunk in _chunks(
-                        response,
-                        clock,
-                        lambda: wait.between if reader.begun else wait.first_token,
-                    ):
-                        if "error" in chunk:
-                            raise _refused(_code(chunk), chunk, server.url)
-                        for event in reader.read(chunk):
-                            yield event
+                        await silence.wait(response.aread())
+                        error = error_in(_json(response.text))
+                        raise _refused(response.status_code, error, server.url, self.name)
+                    objects = read_objects(response.aiter_bytes(), silence.wait)
+                    async with aclosing(objects) as chunks:
+                        async for chunk in chunks:
+                            if chunk.get("error"):
+                                error = error_in(chunk)
+                                raise _refused(status_in(error), error, server.url, self.name)
+                            for event in reader.read(chunk):
+                                yield event
             except (httpx.ConnectError, httpx.ConnectTimeout):
                 raise GeneratorUnreachable(f"{server.url} cannot be reached.") from None
             except httpx.HTTPError as error:
@@ -223,12 +216,14 @@ class VLLMGenerator:
 
     async def _count_images(self, reader: AnswerReader) -> None:
         """Count the pictures' tokens as the checkpoint does, where the server does not say."""
-        images = images_of(reader.request.messages)
-        if not images or reader.states_image_tokens:
+        parts = [part for message in reader.request.messages for part in message.image_parts]
+        if not parts or reader.states_image_tokens:
             return
         pictures = await asyncio.to_thread(lambda: self._reader)
         if pictures is not None:
-            reader.image_tokens = sum(pictures.count(*image.size) for image in images)
+            reader.image_tokens = sum(
+                pictures.count(*(part.size or part.image.size)) for part in parts
+            )
         elif not self._warned:
             self._warned = True
             log.warning(
@@ -254,39 +249,20 @@ class VLLMGenerator:
 # What comes over the wire -----------------------------------------------------------------------
 
 
-def _encoded(request: Request, model: str, context: int) -> tuple[bytes, str | None]:
+def _encoded(
+    request: Request, model: str, context: int, limits: Limits
+) -> tuple[bytes, str | None]:
     """What is posted, and the first picture's digest: for a large picture both take a while."""
     images = images_of(request.messages)
-    body = json.dumps(chat_body(request, model, context)).encode()
-    return body, images[0].digest if images else None
+    return chat_body(request, model, context, limits), images[0].digest if images else None
 
 
-async def _chunks(
-    response: httpx.Response, clock: Clock, seconds: Callable[[], float]
-) -> AsyncGenerator[dict[str, Any]]:
-    """The objects of a stream of server-sent events, until it says that it is done."""
-    lines = response.aiter_lines()
-    while (line := await clock.wait(_next(lines), seconds())) is not None:
-        data = line.removeprefix("data:").strip()
-        if data == "[DONE]":
-            return
-        if line.startswith("data:"):
-            chunk = _json(data)
-            if chunk is None:
-                raise GeneratorFailed("The model's server sent what is no part of an answer.")
-            yield chunk
-
-
-async def _next(lines: AsyncIterator[str]) -> str | None:
-    return await anext(lines, None)
-
-
-def _json(text: str) -> dict[str, Any] | None:
+def _json(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 # What goes wrong --------------------------------------------------------------------------------
@@ -298,39 +274,19 @@ def _nobody() -> GeneratorUnreachable:
     )
 
 
-def _code(chunk: Mapping[str, Any]) -> int:
-    """The status that an error in the middle of a stream would have had at its beginning."""
-    error = chunk["error"]
-    code = error.get("code") if isinstance(error, Mapping) else None
-    return code if isinstance(code, int) else 500
+def _refused(status: int, error: Mapping[str, Any], url: str, model: str) -> ChiasmError:
+    """The error that an answer of another status than 200 means.
 
-
-def _refused(status: int, body: Mapping[str, Any] | None, url: str) -> ChiasmError:
-    """The error that an answer of another status than 200 means."""
-    error = (body or {}).get("error")
-    said = error if isinstance(error, Mapping) else {}
+    What another server of the cluster might do is GeneratorUnreachable.
+    """
     if status in (401, 403):
         return GeneratorUnreachable(
             f"{url} refuses the key.", hint=f"Put the right one into {KEY_VARIABLE}."
         )
     if status == 404:
         return GeneratorUnreachable(f"{url} does not serve the model any more.")
-    if status in (429, 503):
+    if status in (408, 409, 429, 503):
         return GeneratorUnreachable(f"{url} takes no more requests.")
-    if not 400 <= status < 500:
-        return GeneratorFailed(f"The model's server failed (status {status}).")
-    message = _shown(said.get("message"))
-    kind = ContextExceeded if _too_long(said) else InvalidRequest
-    return kind(f"The model's server refuses the request: {message}", param="messages")
-
-
-def _too_long(said: Mapping[str, Any]) -> bool:
-    return said.get("param") == "input_tokens" or "context length" in str(said.get("message"))
-
-
-def _shown(message: object) -> str:
-    """A server's own words, short and printable."""
-    text = "".join(
-        letter for letter in str(message or "it does not say why.") if letter.isprintable()
-    )
-    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}…"
+    if error.get("param") == "input_tokens":  # so vLLM calls a prompt that is too long
+        error = {**error, "code": "context_length_exceeded", "param": "messages"}
+    return refused(status, error, model)

@@ -85,7 +85,7 @@ class VLLMProbe:
 
     def _sees(self, url: str) -> bool | None:
         """Whether the model reads pictures: it is given one to count the tokens of."""
-        body = {"model": self._model, "messages": [{"role": "user", "content": self._question}]}
+        body = {"model": self._model, "messages": [self._question]}
         try:
             response = self._client.post(f"{url}/tokenize", json=body)
         except httpx.HTTPError:
@@ -95,15 +95,14 @@ class VLLMProbe:
         return False if "not a multimodal model" in response.text else None
 
     @cached_property
-    def _question(self) -> list[dict[str, Any]]:
+    def _question(self) -> dict[str, Any]:
         import numpy as np
 
-        from chiasm.generation.providers.wire import picture_part
+        from chiasm.generation.providers.wire import one_picture
         from chiasm.media import Image
 
         grey = np.full((_SIDE, _SIDE, 3), 128, dtype=np.uint8)
-        picture = Image(grey, original_size=(_SIDE, _SIDE))
-        return [picture_part(picture), {"type": "text", "text": "?"}]
+        return one_picture(Image(grey, original_size=(_SIDE, _SIDE)), "?")
 
     def _get(self, url: str) -> httpx.Response:
         try:
