@@ -346,7 +346,8 @@ def test_a_refusal_is_no_answer(sdk: anthropic.Anthropic, model: ScriptedGenerat
     whole = ask(sdk)
     with sdk.messages.stream(model="default", max_tokens=50, messages=HELLO) as stream:
         streamed = stream.get_final_message()
-    for answer in (whole, streamed):
+    answers: list[Any] = [whole, streamed]
+    for answer in answers:
         assert answer.content == []
         assert answer.stop_reason == "refusal"
         assert answer.stop_details.explanation == "I will not."
@@ -427,9 +428,8 @@ def test_an_error_in_mid_stream(sdk: anthropic.Anthropic, model: ScriptedGenerat
     said: list[str] = []
 
     def listen() -> None:
-        for event in ask(sdk, stream=True):
-            if event.type == "content_block_delta":
-                said.append(event.delta.text)
+        events = ask(sdk, stream=True)
+        said.extend(each.delta.text for each in events if each.type == "content_block_delta")
 
     with pytest.raises(anthropic.APIStatusError) as caught:
         listen()
