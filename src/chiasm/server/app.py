@@ -23,6 +23,7 @@ from chiasm.server.routes import (
     models,
     responses,
     search,
+    session,
 )
 from chiasm.server.runtime import Runtime
 
@@ -76,7 +77,8 @@ def create_app(
     )
     app.add_middleware(Envelope)
 
-    app.include_router(health.router)
+    for route in (health, session):
+        app.include_router(route.router)
     for route in (models, embeddings, chat, responses, messages, collections, items, search):
         app.include_router(route.router, dependencies=[Depends(identify)])
     openapi.describe(app)

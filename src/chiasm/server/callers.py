@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from chiasm.operations.keys import Key
 
+COOKIE = "chiasm-key"
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -55,7 +57,8 @@ def presented(headers: Headers) -> str | None:
 async def identify(request: Request, runtime: State) -> Caller:
     """Who asks. Raises InvalidKey; KeyForbidden for a collection that is not for them."""
     accounts = await runtime.accounts()
-    caller = await accounts.caller(presented(request.headers))
+    text = presented(request.headers) or request.cookies.get(COOKIE)
+    caller = await accounts.caller(text)
     if "collections" in request.url.path and "name" in request.path_params:
         caller.require_collection(request.path_params["name"])
     return caller

@@ -20,6 +20,8 @@ const BROKEN_OFF = "The server broke off in the middle of the answer. Is it stil
 
 export const api = {
   ready: () => call("GET", "/readyz"),
+  // The key goes into a cookie that this page cannot read, and that pictures are asked for with.
+  beginSession: (key) => call("POST", "/v1/session", { body: {}, key }),
   collections: async () => (await call("GET", "/v1/collections")).data,
   createCollection: (name) => call("POST", "/v1/collections", { body: { name } }),
   deleteCollection: (name) => call("DELETE", collectionPath(name)),
@@ -77,12 +79,15 @@ async function* chat(body, { signal } = {}) {
   throw new ApiError(BROKEN_OFF);
 }
 
-async function send(method, path, { body, signal } = {}) {
+async function send(method, path, { body, signal, key } = {}) {
+  const headers = {};
+  if (body) headers["Content-Type"] = "application/json";
+  if (key) headers.Authorization = `Bearer ${key}`;
   try {
     return await fetch(path, {
       method,
       signal,
-      headers: body ? { "Content-Type": "application/json" } : undefined,
+      headers,
       body: body ? JSON.stringify(body) : undefined,
     });
   } catch (error) {

@@ -7,6 +7,7 @@ import { html, render } from "./preact.js";
 import { pageHref, route } from "./route.js";
 import { announcement, connect, server } from "./state.js";
 import { tally } from "./adding.js";
+import { Locked } from "./views/locked.js";
 import { Playground } from "./views/playground.js";
 import { Search } from "./views/search.js";
 import { Starting } from "./views/starting.js";
@@ -30,11 +31,16 @@ function App() {
       </nav>
       <${ThemeToggle} />
     </header>
-    ${server.value.state === "ready" ? html`<${page.view} />` : html`<${Starting} ...${server.value} />`}
+    <${Main} page=${page} />
     <${AddingTray} />
     <${AskDialog} />
     <div class="visually-hidden" role="status" aria-live="polite">${announcement}</div>
   `;
+}
+
+function Main({ page }) {
+  if (server.value.state === "ready") return html`<${page.view} />`;
+  return server.value.state === "locked" ? html`<${Locked} />` : html`<${Starting} ...${server.value} />`;
 }
 
 function skipToMain(event) {

@@ -5,7 +5,8 @@
 import { api } from "./api.js";
 import { signal } from "./preact.js";
 
-// "starting" until the server says it is ready, then "ready"; "unreachable" when nothing answers.
+// "starting" until the server says it is ready, then "ready"; "unreachable" when nothing answers;
+// "locked" while it asks for a key.
 export const server = signal({ state: "connecting", message: "" });
 
 // null until the first answer.
@@ -31,6 +32,10 @@ export async function connect() {
       document.addEventListener("visibilitychange", () => document.hidden || lookAgain());
       return;
     } catch (error) {
+      if (error.status === 401) {
+        server.value = { state: "locked", message: error.message };
+        return; // until a key is put in
+      }
       const starting = error.code === "not_ready";
       const state = error.unreachable ? "unreachable" : starting ? "starting" : "failed";
       server.value = { state, message: error.message };

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
 
+from chiasm.server.callers import Asker
 from chiasm.server.dependencies import Loaded, State
 from chiasm.server.openapi import refusals
 from chiasm.server.schemas import (
@@ -23,10 +24,11 @@ router = APIRouter(prefix="/v1/collections", tags=["collections"])
 
 
 @router.get("", operation_id="list_collections", summary="List the collections")
-async def list_collections(planes: Loaded, runtime: State) -> CollectionList:
-    """All of them, by name."""
+async def list_collections(planes: Loaded, runtime: State, caller: Asker) -> CollectionList:
+    """All that the caller may use, by name."""
     found = await runtime.run(planes.library.collections)
-    return CollectionList(data=[_collection(info) for info in found])
+    mine = [info for info in found if caller.may_use_collection(info.name)]
+    return CollectionList(data=[_collection(info) for info in mine])
 
 
 @router.post(
@@ -37,9 +39,10 @@ async def list_collections(planes: Loaded, runtime: State) -> CollectionList:
     responses=refusals(409, 415),
 )
 async def create_collection(
-    body: NewCollection, planes: Loaded, runtime: State
+    body: NewCollection, planes: Loaded, runtime: State, caller: Asker
 ) -> CollectionObject:
     """A new, empty collection. It holds vectors of the embedder that is served now."""
+    caller.require_collection(body.name)
 
     def create() -> CollectionInfo:
         return planes.library.create(body.name).info()
