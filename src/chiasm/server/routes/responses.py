@@ -45,7 +45,7 @@ async def create_response(
 
     Whoever goes away before the end stops the work.
     """
-    fetched = await runtime.fetch(body.input)
+    fetched = await runtime.fetch(body.input, "input")
     messages = await runtime.run(
         read_input, body.instructions, body.input, runtime.settings.media, fetched
     )
@@ -76,7 +76,7 @@ async def count_input_tokens(
     runtime: State,
 ) -> InputTokenCount:
     """How many tokens the prompt has, pictures included, by plan. Nothing is sent to a model."""
-    fetched = await runtime.fetch(body.input)
+    fetched = await runtime.fetch(body.input, "input")
     messages = await runtime.run(
         read_input, body.instructions, body.input, runtime.settings.media, fetched
     )
