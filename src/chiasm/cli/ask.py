@@ -23,7 +23,8 @@ GeneratorName = Annotated[
     typer.Option(
         "--generator",
         "-g",
-        help="A name of the catalogue, hf:owner/name, a folder, or vllm:http://host:port.",
+        help="A name of the catalogue, hf:owner/name, a folder, vllm:http://host:port, or a "
+        "vendor's model as in openai:gpt-5-mini.",
         show_default="default-vlm",
     ),
 ]
@@ -44,9 +45,14 @@ def ask(
         int | None, typer.Option(min=1, help="Of the answer.", show_default="1024")
     ] = None,
     temperature: Annotated[
-        float, typer.Option(min=0.0, max=2.0, help="0 takes the likeliest token.")
-    ] = 0.0,
-    top_p: Annotated[float, typer.Option(max=1.0, help="Share of probability to draw from.")] = 1.0,
+        float | None,
+        typer.Option(
+            min=0.0, max=2.0, help="0 takes the likeliest token.", show_default="the model's own"
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(max=1.0, help="Share of probability to draw from.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed, the same answer.")] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="A text that ends the answer; repeatable.")

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 def load_generator(settings: Settings, *, progress: Progress | None = None) -> Generator:
     """The generator that the settings name.
 
-    Raises what `load_native_generator` raises; of an address GeneratorUnreachable, and
-    ConfigurationError if it is none.
+    Raises what `load_native_generator` raises; of an address what `generator_at`
+    raises, and ConfigurationError if it is none.
     """
     if is_remote(settings.generator):
-        from chiasm.generation.providers.vllm import VLLMGenerator
+        from chiasm.generation.providers.loading import generator_at
 
-        return VLLMGenerator(parse_address(settings.generator))
+        return generator_at(parse_address(settings.generator), settings.media)
     from chiasm.generation.engine.native import load_native_generator
 
     return load_native_generator(settings, progress=progress)

@@ -250,11 +250,14 @@ def _model(role: str, name: str, settings: Settings) -> Check:
 
 
 def _servers(role: str, address: str) -> Check:
-    """Whether the servers that an address names serve a model."""
+    """Whether the servers that an address names serve a model. Vendors are not asked: it costs."""
+    from chiasm.generation.providers.loading import generator_at
     from chiasm.generation.providers.vllm import VLLMGenerator
 
-    generator = VLLMGenerator(parse_address(address))
+    generator = generator_at(parse_address(address))
     generator.close()
+    if not isinstance(generator, VLLMGenerator):
+        return Check(role, "ok", f"{generator.name}, run elsewhere; its provider was not asked")
     detail = f"{generator.name} at {generator.usable_servers} servers"
     troubles = [str(error) for error in generator.troubles]
     return Check(role, "warning" if troubles else "ok", "; ".join([detail, *troubles]))

@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from chiasm.errors import ProviderKeyRefused
+from chiasm.generation.providers.address import VLLM, Address, parse_address
 from chiasm.generation.targets import Target, kind_of
 
 if TYPE_CHECKING:
     from chiasm.generation.request import Generator
+    from chiasm.media.limits import Limits
     from chiasm.settings import ProviderSettings
 
 KEY_VARIABLES: Mapping[str, tuple[str, ...]] = {
@@ -87,12 +89,30 @@ def key_for(name: str, provider: ProviderSettings) -> str | None:
     return next((os.environ[each] for each in variables if os.environ.get(each)), None)
 
 
-def make_generator(name: str, provider: ProviderSettings, model: str) -> Generator:
-    """A provider's model. Blocks: it imports an SDK, and asks vLLM servers what they serve.
+def generator_at(address: Address, limits: Limits | None = None) -> Generator:
+    """The model at an address of the setting `generator`. Blocks, see `make_generator`.
 
+    limits: of pictures that must be decoded before they are sent.
     Raises what `Providers.generator` raises.
     """
-    from chiasm.generation.providers.address import Address
+    if address.scheme == VLLM:
+        from chiasm.generation.providers.vllm import VLLMGenerator
+
+        return VLLMGenerator(address, limits=limits)
+    from chiasm.settings import ProviderSettings
+
+    provider = ProviderSettings(base_url=",".join(address.urls))
+    return make_generator(address.scheme, provider, address.model or "", limits=limits)
+
+
+def make_generator(
+    name: str, provider: ProviderSettings, model: str, *, limits: Limits | None = None
+) -> Generator:
+    """A provider's model. Blocks: it imports an SDK, and asks vLLM servers what they serve.
+
+    limits: of pictures that must be decoded before they are sent.
+    Raises what `Providers.generator` raises.
+    """
     from chiasm.generation.providers.patience import Patience
 
     kind, key = kind_of(name, provider), key_for(name, provider)
@@ -102,8 +122,8 @@ def make_generator(name: str, provider: ProviderSettings, model: str) -> Generat
     if kind == "vllm":
         from chiasm.generation.providers.vllm import VLLMGenerator
 
-        urls = tuple(each.strip() for each in provider.base_url.split(",") if each.strip())
-        return VLLMGenerator(Address(urls, model), patience=patience)
+        address = parse_address(f"{VLLM}:{provider.base_url}#{model}")
+        return VLLMGenerator(address, patience=patience, key=key, limits=limits)
     if key is None and not provider.base_url:
         variable = provider.key_variable or KEY_VARIABLES[kind][0]
         raise ProviderKeyRefused(
@@ -121,7 +141,9 @@ def make_generator(name: str, provider: ProviderSettings, model: str) -> Generat
     if kind == "openai-responses":
         from chiasm.generation.providers.openai_responses import OpenAIResponses
 
-        return OpenAIResponses(model=model, base_url=base_url, key=key, patience=patience)
+        return OpenAIResponses(
+            model=model, base_url=base_url, key=key, patience=patience, limits=limits
+        )
     from chiasm.generation.providers.openai_chat import OpenAIChat
 
-    return OpenAIChat(model=model, base_url=base_url, key=key, patience=patience)
+    return OpenAIChat(model=model, base_url=base_url, key=key, patience=patience, limits=limits)

@@ -63,16 +63,18 @@ class VLLMGenerator:
         *,
         patience: Patience | None = None,
         check_seconds: float = CHECK_SECONDS,
+        key: str | None = None,
         limits: Limits | None = None,
     ) -> None:
-        """Connects. limits: of pictures that must be decoded before they are sent.
+        """Connects. key: None looks into the environment for VLLM_API_KEY.
 
+        limits: of pictures that must be decoded before they are sent.
         Raises GeneratorUnreachable if no server serves the model.
         """
         self._patience = patience or Patience()
         self._limits = limits or Limits()
         self._ssl = ssl.create_default_context()
-        key = os.environ.get(KEY_VARIABLE)
+        key = key or os.environ.get(KEY_VARIABLE)
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         counted = len(address.urls) > 1
         probe = VLLMProbe(address.model, self._headers, self._ssl, counted=counted)
