@@ -341,6 +341,14 @@ def test_reasons_to_stop(
     assert ask(sdk).stop_reason == means
 
 
+def test_a_stop_text(sdk: anthropic.Anthropic, model: ScriptedGenerator) -> None:
+    model.script = [TextDelta(0, "A"), Finished(0, "stop", "END")]
+    answer = ask(sdk, stop_sequences=["END"])
+    assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", "END")
+    delta = list(ask(sdk, stop_sequences=["END"], stream=True))[-2].delta
+    assert (delta.stop_reason, delta.stop_sequence) == ("stop_sequence", "END")
+
+
 def test_a_refusal_is_no_answer(sdk: anthropic.Anthropic, model: ScriptedGenerator) -> None:
     model.script = [RefusalDelta(0, "I will "), RefusalDelta(0, "not."), Finished(0, "stop")]
     whole = ask(sdk)

@@ -54,7 +54,7 @@ class Tool:
     strict: bool = False
 
 
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ def check_abilities(request: Request, able: frozenset[Ability], model: str) -> N
     sampling = request.sampling
     wanted: tuple[tuple[Ability, bool, str], ...] = (
         ("choices", request.choices > 1, "n"),
-        ("effort", request.effort is not None, "reasoning_effort"),
+        # A model that does not think need not be told to leave it.
+        ("effort", request.effort not in (None, "none"), "reasoning_effort"),
         ("logprobs", request.logprobs is not None, "logprobs"),
         ("penalties", bool(sampling.frequency_penalty), "frequency_penalty"),
         ("penalties", bool(sampling.presence_penalty), "presence_penalty"),
@@ -210,11 +211,12 @@ class Finished:
     """An answer is at its end.
 
     It stopped of itself or at a stop text, grew too long, waits for the results of tools, or was
-    broken off by its vendor's filter.
+    broken off by its vendor's filter. stop: the stop text, where there was one and it is known.
     """
 
     choice: int
     reason: Reason
+    stop: str | None = None
 
 
 @dataclass(frozen=True)

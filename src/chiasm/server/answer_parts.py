@@ -71,12 +71,13 @@ Step = Begins | Grows | Ends
 class Parts:
     """What an answer's events come to. One choice: these shapes have no room for more.
 
-    all: the parts so far. reason: why it ended. usage: once it is completed.
+    all: the parts so far. reason, stop: why it ended. usage: once it is completed.
     """
 
     def __init__(self) -> None:
         self.all: list[Part] = []
         self.reason: Reason = "stop"
+        self.stop: str | None = None
         self.usage: Usage | None = None
         self._open: Part | None = None
 
@@ -93,7 +94,7 @@ class Parts:
         elif isinstance(event, ToolCallDelta):
             yield from self._call(event)
         elif isinstance(event, Finished):
-            self.reason = event.reason
+            self.reason, self.stop = event.reason, event.stop
             yield from self._close()
         elif isinstance(event, Completed):
             self.usage = event.usage

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from chiasm.generation.request import Effort
 from chiasm.server.schemas import EXAMPLE_PICTURE, Request, example
 
 _PART: dict[str, Any] = {
@@ -175,7 +176,7 @@ class ChatRequest(Fitting):
     tools: list[ChatTool] | None = Field(default=None, max_length=128)
     tool_choice: Literal["auto", "none", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Effort | None = None
 
 
 # The answer -------------------------------------------------------------------------------------

@@ -112,9 +112,11 @@ def _ending(parts: Parts) -> dict[str, Any]:
     refusals = [part.text for part in parts.all if part.kind == "refusal"]
     refused = bool(refusals) or parts.reason == "content_filter"
     details = {"type": "refusal", "category": None, "explanation": "".join(refusals) or None}
+    reason = "refusal" if refused else _REASONS[parts.reason]
+    at_a_text = reason == "end_turn" and parts.stop is not None
     return {
-        "stop_reason": "refusal" if refused else _REASONS[parts.reason],
-        "stop_sequence": None,
+        "stop_reason": "stop_sequence" if at_a_text else reason,
+        "stop_sequence": parts.stop if at_a_text else None,
         "stop_details": details if refused else None,
     }
 

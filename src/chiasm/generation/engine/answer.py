@@ -77,4 +77,4 @@ class Answer:
             tokens, self._waiting = tuple(self._waiting), []
             yield TextDelta(self._choice, rest, tokens)
         stopped = reason == "stop" or self._text.stopped
-        yield Finished(self._choice, "stop" if stopped else "length")
+        yield Finished(self._choice, "stop" if stopped else "length", self._text.stop)

@@ -11,7 +11,7 @@ _WINDOW = 6  # tokens before the new ones that are decoded again, for the spaces
 
 
 class AnswerText:
-    """Takes tokens, gives text. `stopped` once a stop text has appeared.
+    """Takes tokens, gives text. stop: the stop text, once one has appeared.
 
     A character may be spelt by several tokens, and a tokenizer may write a word differently when
     it stands first; so new tokens are decoded with a few before them, and an unfinished character
@@ -24,7 +24,12 @@ class AnswerText:
         self._ids: list[int] = []
         self._done = 0  # tokens whose text is out or held
         self._held = ""
-        self.stopped = False
+        self.stop: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether one has."""
+        return self.stop is not None
 
     def push(self, token: int) -> str:
         """The text that is certain now."""
@@ -50,10 +55,11 @@ class AnswerText:
             return ""
         held = self._held + text
         # The first to be complete counts, however the text is cut into tokens.
-        found = [(at + len(stop), at) for stop in self._stops if (at := held.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := held.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            return held[: min(found)[1]]
+            _, start, self.stop = min(found)
+            self._held = ""
+            return held[:start]
         keep = 0 if last else max((_overlap(held, stop) for stop in self._stops), default=0)
         cut = len(held) - keep
         self._held = held[cut:]

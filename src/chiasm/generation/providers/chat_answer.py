@@ -151,7 +151,10 @@ class AnswerReader:
             known.finished = True
             ended = REASONS[reason]
             # OpenAI's says `stop` for a tool that the caller has asked for by name.
-            yield Finished(number, "tool_calls" if known.calls and ended == "stop" else ended)
+            ended = "tool_calls" if known.calls and ended == "stop" else ended
+            # vLLM's word for it, and SGLang's; either may be a token's number.
+            stop = choice.get("stop_reason") or choice.get("matched_stop")
+            yield Finished(number, ended, stop if isinstance(stop, str) and stop else None)
 
     def _call(self, choice: int, known: _Choice, call: Mapping[str, Any], at: int) -> ToolCallDelta:
         index, id = int(call.get("index") or at), str(call.get("id") or "")
