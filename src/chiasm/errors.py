@@ -169,6 +169,12 @@ class ContextExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
 
+class Unaffordable(InvalidRequest):
+    """No size of its pictures brings a request within what it may cost or take."""
+
+    code = "unaffordable"
+
+
 class GeneratorUnreachable(ChiasmError):
     """No server that answers questions can be reached, or none serves the model that is wanted."""
 

@@ -1,4 +1,4 @@
-"""What tokens cost: the user's own prices, then a published list that is dated and needs no network.
+"""What tokens cost: the user's own prices, then a published list, dated and offline.
 
 The list is the package `genai-prices`. It has prices by the million of tokens, tiers by the
 length of the prompt, and prices that begin on a day or hold at some hours. Of each model the
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _MILLION = Decimal(1_000_000)
 _KEPT_SECONDS = 60.0
+_MOST_KEPT = 1_024  # a provider may be asked for any name
 _VENDORS = {
     "openai": "openai",
     "openai-responses": "openai",
@@ -31,7 +32,7 @@ _VENDORS = {
 
 
 class Spent(Protocol):
-    """Tokens of one request, as `Usage` and `Estimate` have them. cached, written: of the prompt."""
+    """Tokens of one request, as `Usage` has them. cached, written: of the prompt."""
 
     @property
     def prompt_tokens(self) -> int: ...
@@ -87,6 +88,11 @@ class Rates:
     image: Rate | None
     source: str
 
+    @property
+    def free(self) -> bool:
+        """Whether nothing costs anything."""
+        return not (self.input.base or self.output.base)
+
     def cost(self, spent: Spent) -> Decimal:
         """USD, exactly."""
         prompt = spent.prompt_tokens
@@ -137,6 +143,8 @@ class Prices:
         if kept is not None and now - kept[0] < _KEPT_SECONDS:
             return kept[1]
         rates = self._look_up(target)
+        if len(self._kept) >= _MOST_KEPT:
+            self._kept.clear()
         self._kept[target] = (now, rates)
         return rates
 
