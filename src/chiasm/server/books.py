@@ -29,6 +29,10 @@ class Books:
             return request
         return self.planner.fit(self._name(target), request)
 
+    def count(self, target: Target, request: Request) -> int:
+        """Tokens of a prompt. Raises InvalidRequest for pictures that are refused."""
+        return self.planner.count(self._name(target), self.fit(target, request))
+
     def price(self, target: Target, request: Request) -> float | None:
         """USD that a request is expected to cost."""
         cost = self.planner.estimate(self._name(target), request).cost

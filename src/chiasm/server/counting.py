@@ -22,6 +22,5 @@ async def count_tokens(
     route = await runtime.route(model)
     caller.require_model(route.name)
     asked = completed(request, route, caller)
-    first = runtime.router.order(route, asked)[:1]
-    estimate = await runtime.run(runtime.books.planned, first, asked)
-    return estimate.text_tokens + estimate.image_tokens
+    first = runtime.router.order(route, asked)[0]
+    return await runtime.run(runtime.books.count, first, asked)
