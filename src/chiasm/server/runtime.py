@@ -407,10 +407,7 @@ class Runtime:
         self._until_it_succeeds(load, fail, "loading the generator")
 
     def _load_accounts(self) -> None:
-        try:
-            from chiasm.operations.plan import Planner
-        except ImportError:  # until it is there
-            from chiasm.server.unplanned import Unplanned as Planner
+        from chiasm.operations.plan import Planner
         from chiasm.server.accounts import Accounts
 
         def load() -> None:

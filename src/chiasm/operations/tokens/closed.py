@@ -83,7 +83,7 @@ def claude(constants: Constants, width: int, height: int, detail: str) -> ImageC
             f"is longer than the {constants['refused_above']:,} that are taken",
             "Send it smaller.",
         )
-    patch, most, edge = constants["patch"], constants["tokens"], constants["edge"]
+    patch, most, edge = (int(constants[name]) for name in ("patch", "tokens", "edge"))
 
     def fits(size: Size) -> bool:
         columns, rows = _up(size[0], patch), _up(size[1], patch)

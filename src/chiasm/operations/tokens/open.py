@@ -18,7 +18,7 @@ from chiasm.models.tiling import (
     unpadded,
     whole_tiles,
 )
-from chiasm.operations.tokens.rule import ImageCost, Size, refuse
+from chiasm.operations.tokens.rule import ImageCost, refuse
 
 Constants = Mapping[str, Any]
 
@@ -82,7 +82,7 @@ def idefics3(constants: Constants, width: int, height: int, detail: str) -> Imag
 
 
 def internvl(constants: Constants, width: int, height: int, detail: str) -> ImageCost:
-    """As many square tiles as come nearest to the aspect, and an overview where it is more than one.
+    """As many square tiles as come nearest to the aspect, and an overview beside several.
 
     Enlarging the picture costs more, at times less: of equal aspects the one with more tiles is
     taken as long as the picture has half as many pixels.

@@ -121,7 +121,7 @@ def _entries() -> tuple[_Entry, ...]:
 
 @functools.cache
 def _known() -> tuple[KnownModel, ...]:
-    found = {}
+    found: dict[str, KnownModel] = {}
     for provider, table in _data():
         for entry in table["rule"]:
             for name in entry.get("models", ()):
