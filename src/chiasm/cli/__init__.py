@@ -19,6 +19,7 @@ from chiasm.cli import export as export_command
 from chiasm.cli import index as index_command
 from chiasm.cli import keys as keys_commands
 from chiasm.cli import ledger as ledger_commands
+from chiasm.cli import plan as plan_command
 from chiasm.cli import shards as shards_commands
 from chiasm.cli import train as train_commands
 from chiasm.cli.ask import GeneratorName
@@ -43,6 +44,7 @@ app.add_typer(shards_commands.app, name="shards")
 app.add_typer(keys_commands.app, name="keys")
 app.add_typer(ledger_commands.app, name="ledger")
 app.command()(ask_command.ask)
+app.command()(plan_command.plan)
 app.command()(index_command.index)
 app.command()(export_command.export)
 

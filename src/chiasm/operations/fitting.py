@@ -7,56 +7,74 @@ the answer is found by looking at every size where it cannot be found by halving
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from chiasm.errors import InvalidRequest
 from chiasm.operations import tokens
 from chiasm.operations.tokens import ImageRule
+from chiasm.operations.tokens.fit import scaled
 
 Size = tuple[int, int]
 
-_REFUSED = 1 << 60  # what a vendor refuses does not fit, whatever the budget
-
 
 class TooMuch(Exception):
-    """Nothing fits. tokens: what they take at least."""
+    """Nothing fits. tokens: what the pictures take at least; None: they are refused at any size."""
 
-    def __init__(self, least: int) -> None:
+    def __init__(self, least: int | None) -> None:
         super().__init__(least)
         self.tokens = least
 
 
+@dataclass(frozen=True)
+class Room:
+    """What pictures may take together: tokens of their own; and those, markers included.
+
+    None is any number.
+    """
+
+    tokens: int | None = None
+    whole: int | None = None
+
+    def holds(self, took: tuple[int, int] | None) -> bool:
+        """Whether (tokens, tokens and markers) are within it; what is refused never is."""
+        return (
+            took is not None
+            and (self.tokens is None or took[0] <= self.tokens)
+            and (self.whole is None or took[1] <= self.whole)
+        )
+
+
 def fit_all(
-    rule: ImageRule, sizes: Sequence[Size], details: Sequence[str], budget: int
+    rule: ImageRule, sizes: Sequence[Size], details: Sequence[str], room: Room
 ) -> list[Size]:
     """The sizes, (width, height) each, at the largest common scale that fits; none is enlarged.
 
     Raises TooMuch.
     """
     together = _Together(rule, sizes, details)
-    if together.cost(together.longest) <= budget:
+    took = together.took(together.longest)
+    if room.holds(took):
         return list(sizes)
-    found = _only(rule, sizes, details, budget) if len(together.kinds) == 1 else None
-    if found is not None:
-        return [found] * len(sizes)
-    long = together.largest(budget)
+    if len(together.kinds) == 1 and took is not None and took[0] == took[1]:  # no markers
+        alike = min(each for each in (room.tokens, room.whole) if each is not None) // len(sizes)
+        try:
+            return [tokens.fit(rule, *sizes[0], alike, level_of(rule, details[0]))] * len(sizes)
+        except InvalidRequest:
+            raise TooMuch(together.least()) from None
+    long = together.largest(room)
     if long is None:
         raise TooMuch(together.least())
     return together.at(long)
 
 
-def least(rule: ImageRule | None, sizes: Sequence[Size], details: Sequence[str]) -> int:
-    """What the pictures take together at least, at any common scale."""
-    return 0 if rule is None or not sizes else _Together(rule, sizes, details).least()
+def least(rule: ImageRule, sizes: Sequence[Size], details: Sequence[str]) -> int | None:
+    """What the pictures take together at least, at any common scale, without their markers."""
+    return _Together(rule, sizes, details).least() if sizes else 0
 
 
-def _only(
-    rule: ImageRule, sizes: Sequence[Size], details: Sequence[str], budget: int
-) -> Size | None:
-    """The one size, where all are of one; None if it does not fit."""
-    try:
-        return tokens.fit(rule, *sizes[0], budget // len(sizes), details[0])
-    except InvalidRequest:
-        return None
+def level_of(rule: ImageRule, detail: str) -> str:
+    """The detail as the rule has it: what it does not have is its default."""
+    return detail if detail in rule.details else "auto"
 
 
 class _Together:
@@ -64,51 +82,42 @@ class _Together:
 
     def __init__(self, rule: ImageRule, sizes: Sequence[Size], details: Sequence[str]) -> None:
         self._rule = rule
-        self._pairs = list(zip(sizes, details, strict=True))
-        self.kinds = {pair: self._pairs.count(pair) for pair in self._pairs}
+        self._sizes = sizes
+        pairs = list(zip(sizes, details, strict=True))
+        self.kinds = {pair: pairs.count(pair) for pair in pairs}
         self.longest = max(max(size) for size in sizes)
-        self._known: dict[tuple[Size, str], int] = {}
 
     def at(self, long: int) -> list[Size]:
         """The sizes when the longest side of all is so long."""
-        return [self._scaled(size, long) for size, _ in self._pairs]
+        return [self._scaled(size, long) for size in self._sizes]
 
-    def cost(self, long: int) -> int:
-        """Tokens of all of them then."""
-        total = 0
+    def took(self, long: int) -> tuple[int, int] | None:
+        """Tokens of all of them then, and with their markers; None where one is refused."""
+        own = whole = 0
         for (size, detail), times in self.kinds.items():
-            total += times * self._one(self._scaled(size, long), detail)
-        return total
+            try:
+                cost = self._rule.cost(*self._scaled(size, long), level_of(self._rule, detail))
+            except InvalidRequest:
+                return None
+            own += times * cost.tokens
+            whole += times * (cost.tokens + cost.markers)
+        return own, whole
 
-    def largest(self, budget: int) -> int | None:
+    def largest(self, room: Room) -> int | None:
         """The largest long side that fits."""
         if not self._rule.monotonic:
             sides = range(self.longest, 0, -1)
-            return next((long for long in sides if self.cost(long) <= budget), None)
+            return next((long for long in sides if room.holds(self.took(long))), None)
         low, high = 0, self.longest + 1
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self.cost(middle) <= budget else (low, middle)
+            low, high = (middle, high) if room.holds(self.took(middle)) else (low, middle)
         return low or None
 
-    def least(self) -> int:
-        """What they take at least."""
-        return min(self.cost(long) for long in range(1, self.longest + 1))
+    def least(self) -> int | None:
+        """Tokens that they take at least; None where they are refused at any scale."""
+        taken = (self.took(long) for long in range(1, self.longest + 1))
+        return min((each[0] for each in taken if each is not None), default=None)
 
     def _scaled(self, size: Size, long: int) -> Size:
-        side = max(size)
-        mine = max(1, round(side * long / self.longest))
-        width, height = (max(1, round(mine * each / side)) for each in size)
-        return width, height
-
-    def _one(self, size: Size, detail: str) -> int:
-        key = (size, detail)
-        found = self._known.get(key)
-        if found is None:
-            try:
-                level = detail if detail in self._rule.details else "auto"
-                found = self._rule.cost(*size, level).tokens
-            except InvalidRequest:
-                found = _REFUSED
-            self._known[key] = found
-        return found
+        return scaled(*size, max(1, round(max(size) * long / self.longest)))

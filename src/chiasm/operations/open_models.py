@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Tower:
             attention = blocks * pairs
         merged = columns * rows // self.merge**2
         chain = [width * self.merge**2, *self.joined] if self.joined else []
-        projector = merged * sum(a * b for a, b in zip(chain, chain[1:], strict=False))
+        projector = merged * sum(a * b for a, b in pairwise(chain))
         one = embed + blocks * tokens * weights + 2 * width * attention
         return 2 * crops * (one + self.joined_times * projector)
 

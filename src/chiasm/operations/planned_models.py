@@ -148,7 +148,7 @@ class Models:
         known = open_models.find(name)
         context = known.context if known is not None else None
         if context is None and vendor != "vllm":
-            context = context_of(vendor or None, name)
+            context = context_of(vendor, name)
         provider = provider or vendor or "elsewhere"
         return Model(target, name, provider, rule_for(name), known, context=context)
 

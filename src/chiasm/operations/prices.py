@@ -15,6 +15,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from genai_prices.types import ModelInfo
+
     from chiasm.settings import PriceSettings, ProviderSettings
 
 _MILLION = Decimal(1_000_000)
@@ -29,6 +31,8 @@ _VENDORS = {
     "mistral": "mistral",
 }
 """Kind of provider → whose prices those are. Of vLLM servers nobody but their owner knows any."""
+
+_BY_NAME = ("openai", "anthropic", "google")  # their models are known by their names alone
 
 
 class Spent(Protocol):
@@ -156,11 +160,11 @@ class Prices:
             return FREE
         provider, slash, model = target.partition("/")
         if not slash:
-            return published(None, provider)
-        return published(self._vendor(provider, model), model)
+            return next(filter(None, (published(each, target) for each in _BY_NAME)), None)
+        return published(self._vendor(provider), model)
 
-    def _vendor(self, provider: str, model: str) -> str | None:
-        """Whose list price holds for a provider's model; empty for none."""
+    def _vendor(self, provider: str) -> str:
+        """Whose list prices hold for a provider's models; empty for nobody's."""
         settings = self._providers.get(provider)
         if settings is None:
             return _VENDORS.get(provider, "")
@@ -182,18 +186,13 @@ def _own_rates(own: PriceSettings, target: str) -> Rates:
 # The published list -----------------------------------------------------------------------------
 
 
-def published(vendor: str | None, model: str, *, at: datetime | None = None) -> Rates | None:
+def published(vendor: str, model: str, *, at: datetime | None = None) -> Rates | None:
     """The listed prices of a vendor's model at a time, now if None.
 
-    vendor: an id of the list; None finds it by the model's name; empty is nobody.
+    vendor: an id of the list; empty is nobody.
     """
-    if vendor == "":
-        return None
-    from genai_prices.data_snapshot import get_snapshot
-
-    try:
-        _, found = get_snapshot().find_provider_model(model, None, vendor, None)
-    except LookupError:
+    found = _listed(vendor, model)
+    if found is None:
         return None
     prices = found.get_prices(at or datetime.now(UTC))
     base, output = _rate(prices.input_mtok), _rate(prices.output_mtok)
@@ -209,17 +208,25 @@ def published(vendor: str | None, model: str, *, at: datetime | None = None) -> 
     )
 
 
-def context_of(vendor: str | None, model: str) -> int | None:
+def context_of(vendor: str, model: str) -> int | None:
     """Tokens that a model reads at most, where the list says; for the vendor see `published`."""
-    if vendor == "":
+    vendors = (vendor,) if vendor else _BY_NAME
+    found = next(filter(None, (_listed(each, model) for each in vendors)), None)
+    return None if found is None else found.context_window
+
+
+def _listed(vendor: str, model: str) -> ModelInfo | None:
+    if not vendor:
         return None
     from genai_prices.data_snapshot import get_snapshot
 
-    try:
-        _, found = get_snapshot().find_provider_model(model, None, vendor, None)
-    except LookupError:
-        return None
-    return found.context_window
+    # A model may be for sale under its preview's name alone.
+    for name in (model, f"{model}-preview"):
+        try:
+            return get_snapshot().find_provider_model(name, None, vendor, None)[1]
+        except LookupError:
+            continue
+    return None
 
 
 def source() -> str:

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.errors import ChiasmError
+
 if TYPE_CHECKING:
     from chiasm.models.chat import ChatTokenizer
 
@@ -56,8 +58,8 @@ class TextCount:
 class Frame:
     """Tokens that a chat format puts around texts.
 
-    message: around each. system: around one of the system's, None for as many. start: once, with
-    the beginning of the answer. unprompted: where there is no system message, of one that the
+    message: around each. system, assistant: around one of theirs, None for as many. start: once,
+    with the beginning of the answer. unprompted: where there is no system message, of one that the
     format brings itself.
     """
 
@@ -65,13 +67,15 @@ class Frame:
     start: float = 3
     unprompted: float = 0
     system: float | None = None
+    assistant: float | None = None
 
     def tokens(self, roles: Sequence[str]) -> int:
         """Around messages of these roles."""
-        systems = roles.count("system")
-        around = self.message if self.system is None else self.system
-        total = self.message * (len(roles) - systems) + around * systems + self.start
-        return round(total if systems else total + self.unprompted)
+        total = self.start
+        for role in roles:
+            own = {"system": self.system, "assistant": self.assistant}.get(role)
+            total += self.message if own is None else own
+        return round(total if "system" in roles else total + self.unprompted)
 
 
 class TextCounter:
@@ -198,22 +202,29 @@ def _openai() -> Callable[[str], list[int]] | None:
 
 def own_counter(tokenizer: ChatTokenizer, name: str) -> TextCounter:
     """By the tokenizer and the chat template of a checkpoint that is here."""
+    word = len(tokenizer.encode("a"))
 
-    def tokens(*messages: tuple[str, str]) -> int:
-        plain = [{"role": role, "content": text} for role, text in messages]
-        return len(tokenizer.encode(tokenizer.render(plain)))
+    def framed(*roles: str) -> int:
+        """Tokens around messages of these roles, and of the answer's beginning."""
+        plain = [{"role": role, "content": "a"} for role in roles]
+        return len(tokenizer.encode(tokenizer.render(plain))) - word * len(roles)
 
-    one, word = ("user", "a"), len(tokenizer.encode("a"))
-    alone = tokens(one) - word
-    pair = tokens(one, ("assistant", "a"), one) - word - tokens(one)
-    message = (pair - word) / 2
-    try:
-        prompted = tokens(("system", "a"), one) - 2 * word
-        unprompted = max(0.0, alone + message - prompted)
-    except Exception:  # a template that knows no system messages says so in its own way
-        unprompted = 0.0
-    frame = Frame(message, alone - message - unprompted, unprompted)
+    one = framed("user")
+    turns = framed("user", "assistant", "user") - one
+    # Templates may refuse two messages in a row, or a system's: then they have no other way.
+    user = _if_allowed(lambda: framed("user", "user") - one, turns / 2)
+    with_system = _if_allowed(lambda: framed("system", "user"), one + user)
+    system = min(with_system - one, user) if with_system > one else user
+    unprompted = max(0.0, one + system - with_system)
+    frame = Frame(user, one - user - unprompted, unprompted, system, turns - user)
     return TextCounter(name, lambda text: len(tokenizer.encode(text)), frame)
+
+
+def _if_allowed(count: Callable[[], float], otherwise: float) -> float:
+    try:
+        return count()
+    except ChiasmError:
+        return otherwise
 
 
 # The estimate -----------------------------------------------------------------------------------
