@@ -143,6 +143,38 @@ def bmp(width: int, height: int, bits: int, data: bytes, *, extra: bytes = b"") 
     )
 
 
+def bombs() -> dict[str, bytes]:
+    """Small files that claim enormous pictures."""
+    jpeg = bytearray(encode(scene(), "JPEG"))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65_500, 65_500)
+    avif = bytearray(encode(scene(), "AVIF"))
+    extent = avif.index(b"ispe") + 8
+    avif[extent : extent + 8] = struct.pack(">II", 16_000, 16_000)
+    gif = bytearray(encode(scene(), "GIF"))
+    gif[6:10] = struct.pack("<HH", 65_535, 65_535)
+    gif_frame = bytearray(encode(scene(), "GIF"))
+    extent = gif_frame.index(b",\0\0\0\0") + 5
+    gif_frame[extent : extent + 4] = struct.pack("<HH", 65_535, 65_535)
+    bitmap = bytearray(encode(scene(), "BMP"))
+    bitmap[18:26] = struct.pack("<ii", 60_000, 60_000)
+    extended = b"VP8X\x0a\0\0\0\0\0\0\0" + b"\xff\x3f\0" * 2
+    lossless = b"VP8L\x40\0\0\0\x2f" + struct.pack("<I", 0x0FFF_FFFF) + bytes(60)
+    claims = {256: (4, 1, 60_000), 257: (4, 1, 60_000), 258: (3, 1, 8), 262: (3, 1, 1)}
+    rows = {259: (3, 1, 5), 273: (4, 1, 512), 278: (4, 1, 60_000), 279: (4, 1, 64)}
+    return {
+        "png": png(60_000, 60_000, colour=2, rows=bytes(100)),
+        "jpeg": bytes(jpeg),
+        "avif": bytes(avif),
+        "gif": bytes(gif),
+        "gif frame": bytes(gif_frame),
+        "bmp": bytes(bitmap),
+        "webp": b"RIFF\x16\0\0\0WEBP" + extended + bytes(8),
+        "webp lossless": b"RIFF\x50\0\0\0WEBP" + lossless,
+        "tiff": tiff(claims | rows, bytes(64)),
+    }
+
+
 def icc_profile(to_xyz: np.ndarray, gamma: float, *, space: bytes = b"RGB ") -> bytes:
     """A version 2 display profile: columns of `to_xyz` are the primaries' XYZ under D50."""
 
