@@ -232,7 +232,10 @@ def test_several_processes_do_not_overspend(url: str, tmp_path: Path) -> None:
         tokens, money = Budgets(database).left(key)
     assert money.budget.of == "money"
     assert money.spent == Decimal(spent) / 1000
-    assert Decimal("2.47") < money.spent <= Decimal("2.50")
+    assert money.spent <= Decimal("2.50")
+    # At the last refusal more than 2.47 was taken; the 29 other threads may since have given back
+    # 0.01 each.
+    assert money.spent > Decimal("2.47") - 29 * Decimal("0.01")
     assert money.reserved == tokens.reserved == 0
 
 
