@@ -23,15 +23,15 @@ class OpenAIChat(OpenAIGenerator):
         ("choices", "effort", "logprobs", "penalties", "schema", "seed", "stop", "temperature",
          "tools", "top_p")
     )  # fmt: skip
-    path: ClassVar[str] = "chat/completions"
-    pictures_from_tools: ClassVar[bool] = False
+    place: ClassVar[str] = "chat/completions"
+    pictures_from_tools = False
 
     def body(self, request: Request, encode: Encode) -> list[bytes]:
-        """See `OpenAIGenerator.body`."""
+        """See `HostedGenerator.body`."""
         return chat_body(request, self.model, encode, own=self.own)
 
     def reader(self, request: Request, started: float, prepared: float) -> AnswerReader:
-        """See `OpenAIGenerator.reader`."""
+        """See `HostedGenerator.reader`."""
         return AnswerReader(request, started, prepared)
 
 

@@ -17,13 +17,13 @@ class OpenAIResponses(OpenAIGenerator):
     abilities: ClassVar[frozenset[Ability]] = frozenset(
         ("effort", "logprobs", "schema", "temperature", "tools", "top_p")
     )
-    path: ClassVar[str] = "responses"
-    pictures_from_tools: ClassVar[bool] = True
+    place: ClassVar[str] = "responses"
+    pictures_from_tools = True
 
     def body(self, request: Request, encode: Encode) -> list[bytes]:
-        """See `OpenAIGenerator.body`."""
+        """See `HostedGenerator.body`."""
         return responses_body(request, self.model, encode)
 
     def reader(self, request: Request, started: float, prepared: float) -> ResponseReader:
-        """See `OpenAIGenerator.reader`."""
+        """See `HostedGenerator.reader`."""
         return ResponseReader(request, self.name, started, prepared)

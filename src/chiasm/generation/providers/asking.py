@@ -1,4 +1,4 @@
-"""A question by HTTP to a server of OpenAI's APIs: sent, waited for, read, and let go of."""
+"""A question by HTTP to a provider: sent, waited for, read, and let go of."""
 
 from __future__ import annotations
 
@@ -11,20 +11,15 @@ from collections.abc import (
     Callable,
     Iterator,
     Mapping,
-    Sequence,
 )
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chiasm.errors import ChiasmError, GeneratorFailed, GeneratorUnreachable
+from chiasm.generation.providers.connections import never_reached, transport_errors
 from chiasm.generation.providers.event_stream import read_objects
-from chiasm.generation.providers.openai_client import (
-    Connections,
-    never_reached,
-    transport_errors,
-)
 from chiasm.generation.providers.patience import Progress, Silence
-from chiasm.generation.providers.refusals import error_in, refused, status_in
+from chiasm.generation.providers.refusals import error_in
 from chiasm.generation.request import Completed, Event
 
 if TYPE_CHECKING:
@@ -33,6 +28,10 @@ if TYPE_CHECKING:
 _LONGEST_REFUSAL = 64 * 1024  # bytes of an error that are read
 _DRAIN_SECONDS = 0.2
 
+Refusal = Callable[[int | None, Mapping[str, Any], Mapping[str, str]], ChiasmError]
+"""What an answer means that is none, from its status (None: in the middle of a stream), its error
+object and its headers, whose names have small letters."""
+
 
 class Reader(Progress, Protocol):
     """Takes the objects of one answer, gives events."""
@@ -40,35 +39,34 @@ class Reader(Progress, Protocol):
     @property
     def whole(self) -> bool: ...
 
-    def read(self, chunk: Mapping[str, Any], /) -> Iterator[Event]: ...
+    def read(self, said: Mapping[str, Any], /) -> Iterator[Event]: ...
 
     def completed(self) -> Completed: ...
 
 
 async def ask(
-    connections: Connections,
-    path: str,
-    pieces: Sequence[bytes],
+    post: Callable[[], Awaitable[httpx2.Response]],
     reader: Reader,
     silence: Silence,
+    refusal: Refusal,
     model: str,
 ) -> AsyncGenerator[Event]:
     """The events of one answer, `Completed` last. Closing the iterator closes the connection.
 
-    model: what to call it in messages. Raises GeneratorUnreachable and its kinds, GeneratorFailed,
-    TimedOut, ContextExceeded, ContentRefused, UnknownModel and InvalidRequest.
+    post: sends the question. model: what to call it in messages. Raises GeneratorUnreachable and
+    its kinds, GeneratorFailed, TimedOut, ContextExceeded, ContentRefused, UnknownModel and
+    InvalidRequest.
     """
     try:
-        response = await silence.wait(connections.post(path, pieces))
+        response = await silence.wait(post())
         async with aclosing(response):
             if response.status_code != 200:
-                raise await _refusal(response, silence.wait, model)
+                raise await _refused(response, silence.wait, refusal)
             chunks = response.aiter_bytes()
             async with aclosing(chunks), aclosing(read_objects(chunks, silence.wait)) as objects:
                 async for said in objects:
                     if said.get("error"):
-                        error = error_in(said)
-                        raise refused(status_in(error), error, model)
+                        raise refusal(None, error_in(said), {})
                     for event in reader.read(said):
                         yield event
                 await _drain(chunks)
@@ -87,8 +85,10 @@ async def _drain(chunks: AsyncIterator[bytes]) -> None:
                 pass
 
 
-async def _refusal(
-    response: httpx2.Response, wait: Callable[[Awaitable[Any]], Awaitable[Any]], model: str
+async def _refused(
+    response: httpx2.Response,
+    wait: Callable[[Awaitable[Any]], Awaitable[Any]],
+    refusal: Refusal,
 ) -> ChiasmError:
     text = b""
     async with aclosing(response.aiter_bytes()) as chunks:
@@ -97,10 +97,12 @@ async def _refusal(
             if len(text) > _LONGEST_REFUSAL:
                 break
     try:
-        error = error_in(json.loads(text))
+        said = json.loads(text)
     except ValueError:
-        error = {}
-    return refused(response.status_code, error, model, headers=response.headers)
+        said = None
+    if isinstance(said, list) and len(said) == 1:  # Gemini's, now and then
+        said = said[0]
+    return refusal(response.status_code, error_in(said), response.headers)
 
 
 def _broken(error: Exception, model: str) -> ChiasmError:

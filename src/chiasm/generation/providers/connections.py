@@ -1,0 +1,216 @@
+"""Connections to a provider: pools of sockets, its address, and headers that stand ready.
+
+Each vendor's own SDK says what address and headers are (`openai_client`, `anthropic_client`,
+`gemini_client`); what is sent and read is the business of `asking`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from chiasm.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import httpx2
+
+_Pools = WeakKeyDictionary[asyncio.AbstractEventLoop, "httpx2.AsyncClient"]
+
+
+class Connections:
+    """The pools of one provider and key, one for each event loop. See `connected`."""
+
+    def __init__(
+        self,
+        address: httpx2.URL,
+        headers: Mapping[str, object],
+        connect: float,
+        new_pool: Callable[[], httpx2.AsyncClient],
+        spare: httpx2.AsyncClient | None = None,
+    ) -> None:
+        """address: of the API, with its last slash. headers: of every request.
+
+        connect: seconds that a connection may take. spare: a pool that is there already. Raises
+        ConfigurationError for what is no address.
+        """
+        import httpx2
+
+        if address.userinfo:
+            raise ConfigurationError(
+                "A provider's address must hold no name or password.",
+                hint="A key goes into the environment.",
+                param="base_url",
+            )
+        if address.scheme not in ("http", "https") or not address.host:
+            raise no_address(str(address))
+        # An answer is read as it comes; compressing it would only hold it back.
+        ready = {**headers, "Accept-Encoding": "identity", "Host": address.netloc.decode("ascii")}
+        self._headers = httpx2.Headers({k: v for k, v in ready.items() if isinstance(v, str)})
+        self._address = address
+        self._connect = connect
+        self._new_pool = new_pool
+        self._spare = spare
+        self._pools: _Pools = WeakKeyDictionary()
+        self._lock = threading.Lock()
+        self.users = 0
+
+    @property
+    def host(self) -> str:
+        """Whose server it is."""
+        return str(self._address.host)
+
+    @property
+    def address(self) -> str:
+        """To tell a model from others of the same name."""
+        return str(self._address)
+
+    async def post(
+        self, path: str, pieces: Sequence[bytes], headers: Mapping[str, str] | None = None
+    ) -> httpx2.Response:
+        """Send a JSON body; the response's own is still to be read, and the response to be closed.
+
+        path: below the address, maybe with a query. headers: of this request alone. Raises httpx2's
+        errors.
+        """
+        import httpx2
+
+        sent = self._headers.copy()
+        if headers:
+            sent.update(headers)
+        body: dict[str, Any]
+        if len(pieces) == 1:
+            body = {"content": pieces[0]}
+        else:
+            sent["Content-Length"] = str(sum(map(len, pieces)))
+            body = {"stream": _stream_of(pieces)}
+        request = httpx2.Request(
+            "POST",
+            self._place(path),
+            headers=sent,
+            # How long the rest may take is the business of `patience`.
+            extensions={"timeout": {"connect": self._connect}},
+            **body,
+        )
+        return await self._pool().send(request, stream=True, follow_redirects=False)
+
+    def _place(self, path: str) -> httpx2.URL:
+        path, _, query = path.partition("?")
+        place = self._address.copy_with(path=self._address.path + path)
+        return place.copy_with(query=query.encode()) if query else place
+
+    def _pool(self) -> httpx2.AsyncClient:
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            pool = self._pools.get(loop)
+            if pool is None:
+                pool, self._spare = self._spare or self._new_pool(), None
+                self._pools[loop] = pool
+        return pool
+
+    async def leave(self) -> None:
+        """Close the running loop's pool: it is about to end."""
+        with self._lock:
+            pool = self._pools.pop(asyncio.get_running_loop(), None)
+        if pool is not None:
+            await pool.aclose()
+
+    def close(self) -> None:
+        """Close every pool whose loop still runs; the others' sockets go with their loops."""
+        with self._lock:
+            pools, self._pools = list(self._pools.items()), WeakKeyDictionary()
+        for loop, pool in pools:
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                if loop.is_running():
+                    asyncio.run_coroutine_threadsafe(pool.aclose(), loop)
+
+
+def no_address(stated: str | None) -> ConfigurationError:
+    """The error for what is no base URL."""
+    return ConfigurationError(
+        f"{stated!r} is not the address of a server.",
+        hint="Write it as https://host:port, with the path where its API is.",
+        param="base_url",
+    )
+
+
+@cache
+def transport_errors() -> tuple[type[Exception], ...]:
+    """What may be raised while a request is under way; the SDK's transports translate not all."""
+    import anyio
+    import httpx2
+
+    errors: tuple[type[Exception], ...] = (httpx2.HTTPError, OSError, anyio.EndOfStream)
+    with contextlib.suppress(ImportError):
+        import aiohttp
+
+        errors = (*errors, aiohttp.ClientError)
+    return errors
+
+
+def never_reached(error: Exception) -> bool:
+    """Whether no server has taken the connection.
+
+    The aiohttp transport says so, too, where one hangs up on a request that it was sent.
+    """
+    import httpx2
+
+    cause = type(error.__cause__).__name__
+    if isinstance(error, httpx2.ConnectError) or cause == "ConnectionTimeoutError":
+        return True
+    hung_up = ("ServerDisconnectedError", "ClientOSError", "ClientConnectionResetError")
+    return isinstance(error, httpx2.ConnectTimeout) and cause not in hung_up
+
+
+def _stream_of(pieces: Sequence[bytes]) -> Any:
+    """A body that is never put together."""
+    import httpx2
+
+    class Pieces(httpx2.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for piece in pieces:
+                yield piece
+
+    return Pieces()
+
+
+# Sharing ----------------------------------------------------------------------------------------
+
+_SHARED: dict[str, Connections] = {}
+_SHARING = threading.Lock()
+
+
+def connected(make: Callable[[], Connections], *facts: object) -> Connections:
+    """The connections that these facts tell from others, for as long as somebody holds them.
+
+    Raises what `make` raises.
+    """
+    name = _name(*facts)
+    with _SHARING:
+        found = _SHARED.get(name)
+        if found is None:
+            found = _SHARED[name] = make()
+        found.users += 1
+    return found
+
+
+def disconnect(connections: Connections) -> None:
+    """Hold them no more; they are closed when nobody does."""
+    with _SHARING:
+        connections.users -= 1
+        if connections.users:
+            return
+        for name, each in list(_SHARED.items()):
+            if each is connections:
+                del _SHARED[name]
+    connections.close()
+
+
+def _name(*facts: object) -> str:
+    """Tells one from another, and nobody the key."""
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
