@@ -17,6 +17,8 @@ SCHEMES: Mapping[str, str] = {
     VLLM: "",
     "openai": "/v1",
     "openai-responses": "/v1",
+    "anthropic": "",
+    "gemini": "",
 }
 """How a server may be spoken to, and the path where that API is if an address has none."""
 

@@ -133,11 +133,13 @@ def make_generator(
     if kind == "anthropic":
         from chiasm.generation.providers.anthropic_messages import AnthropicMessages
 
-        return AnthropicMessages(model=model, base_url=base_url, key=key, patience=patience)
+        return AnthropicMessages(
+            model=model, base_url=base_url, key=key, patience=patience, limits=limits
+        )
     if kind == "gemini":
         from chiasm.generation.providers.gemini import Gemini
 
-        return Gemini(model=model, base_url=base_url, key=key, patience=patience)
+        return Gemini(model=model, base_url=base_url, key=key, patience=patience, limits=limits)
     if kind == "openai-responses":
         from chiasm.generation.providers.openai_responses import OpenAIResponses
 
