@@ -29,7 +29,7 @@ from chiasm.operations.prices import Tokens
 from chiasm.operations.tokens import ImageCost, ImageRule, limits_for
 
 if TYPE_CHECKING:
-    from chiasm.generation.messages import Part
+    from chiasm.generation.messages import Message, Part
     from chiasm.generation.request import Request
     from chiasm.operations.prices import Spent
     from chiasm.operations.text_tokens import TextCount
@@ -90,7 +90,7 @@ class Planner:
             else:
                 images, known = images + _UNKNOWN_PICTURE * (one is None), False
         answer = answer_of(request)
-        rates = self.models.prices.rates(target)
+        rates = self.models.prices.rates(model.target)
         cost = None if rates is None else rates.cost(Tokens(text + images, answer, images))
         return Estimate(text, images, answer, cost, known)
 
@@ -293,10 +293,15 @@ def _levels(model: Model, wanted: Sequence[str] | None) -> list[str]:
 def _texts(request: Request) -> Iterator[tuple[str, str]]:
     """(role, text) of everything that is read as text."""
     for message in request.messages:
-        yield message.role, "".join(map(_text_of, message.parts))
+        yield message.role, text_of(message)
     if request.tools or request.schema is not None:
         tools = [(each.name, each.description, dict(each.parameters)) for each in request.tools]
         yield "system", json.dumps([tools, request.schema], default=dict, ensure_ascii=False)
+
+
+def text_of(message: Message) -> str:
+    """Everything of a message that is read as text."""
+    return "".join(map(_text_of, message.parts))
 
 
 def _text_of(part: Part) -> str:

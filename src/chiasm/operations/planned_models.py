@@ -117,7 +117,8 @@ class Models:
         if not model.here and name not in self.configured:
             told = model.rule is not None or self.prices.rates(name) is not None
             if not told and model.provider not in self._settings.providers:
-                raise unknown(name, [*self._settings.models, *self.configured, *self.known])
+                names = [self.find(target).target for target in self.configured]
+                raise unknown(name, [*self._settings.models, *names, *self.known])
         return [model]
 
     def find(self, target: str) -> Model:
@@ -133,8 +134,9 @@ class Models:
         if target == self._here:
             return self._of_this_server(target)
         if target == self._settings.generator:  # an address of servers
+            # The address is for whoever runs this server: a plan shows the model's name.
             address = parse_address(target)
-            return self._elsewhere(target, address.scheme, address.model or "")
+            return self._elsewhere(address.model or "default", address.scheme, address.model or "")
         provider, slash, name = target.partition("/")
         if slash and provider in self._settings.providers:
             kind = kind_of(provider, self._settings.providers[provider])

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from chiasm.models.chat import ChatTokenizer
 
 _QUICK = 4_000  # characters that are counted whole on the way of a request
+_WHOLE = 200_000  # and anywhere else
 _SLICES = 4
 _REMEMBERED = 2_048  # texts
 _LONGEST_REMEMBERED = 65_536  # characters
@@ -115,10 +116,10 @@ class TextCounter:
         return known
 
     def _counted(self, text: str, quick: bool) -> TextCount:
-        if not quick or len(text) <= _QUICK:
+        if len(text) <= (_QUICK if quick else _WHOLE):
             error = self._error(text) if self._error is not None else 0.0
             return TextCount(max(1, round(self._count(text))), error)
-        length = _QUICK // _SLICES
+        length = (_QUICK if quick else _WHOLE) // _SLICES
         places = [at * (len(text) - length) // (_SLICES - 1) for at in range(_SLICES)]
         slices = [text[at : at + length] for at in places]
         tokens = sum(map(self._count, slices)) * len(text) / (length * _SLICES)

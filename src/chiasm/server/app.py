@@ -21,6 +21,7 @@ from chiasm.server.routes import (
     items,
     messages,
     models,
+    plan,
     responses,
     search,
     session,
@@ -79,7 +80,7 @@ def create_app(
 
     for route in (health, session):
         app.include_router(route.router)
-    for route in (models, embeddings, chat, responses, messages, collections, items, search):
+    for route in (models, plan, embeddings, chat, responses, messages, collections, items, search):
         app.include_router(route.router, dependencies=[Depends(identify)])
     openapi.describe(app)
     static.serve_folder(app, static.API_PAGE, prefix="/docs", policy=static.API_PAGE_POLICY)

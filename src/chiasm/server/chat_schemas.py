@@ -15,7 +15,7 @@ _PART: dict[str, Any] = {
         {"$ref": "#/components/schemas/ImagePart"},
     ]
 }
-_MESSAGES: dict[str, Any] = {
+MESSAGES: dict[str, Any] = {
     "description": "The conversation: perhaps a system message first, then users and assistants "
     "in turns. A user's content is a text or a list of text and image parts; several pictures "
     "may stand in it.",
@@ -150,7 +150,7 @@ class ChatRequest(Fitting):
         max_tokens=32,
     )
 
-    messages: Any = Field(json_schema_extra=_MESSAGES)
+    messages: Any = Field(json_schema_extra=MESSAGES)
     model: str | None = Field(
         default=None, description="A served model's id; `default`, or none, is the server's own."
     )

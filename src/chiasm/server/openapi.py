@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from chiasm.server.chat_schemas import ChatRequest
 from chiasm.server.messages_schemas import CountRequest, MessagesRequest
+from chiasm.server.plan_schemas import PlanRequest
 from chiasm.server.responses_schemas import ResponsesCount, ResponsesRequest
 from chiasm.server.schemas import ErrorResponse, ImagePart, ImageUrl, NewItems, TextPart
 
@@ -52,6 +53,7 @@ _REFERRED_TO = (
     ResponsesCount,
     MessagesRequest,
     CountRequest,
+    PlanRequest,
 )
 
 
