@@ -321,3 +321,12 @@ class Remote(Generator, Protocol):
     def check(self) -> None:
         """Raise GeneratorUnreachable while nobody is there to ask."""
         ...
+
+
+@runtime_checkable
+class Counting(Generator, Protocol):
+    """A generator that knows how many tokens a prompt has before it reads it."""
+
+    def count_tokens(self, request: Request) -> int:
+        """Text and pictures together; these need not be decoded. Raises InvalidRequest."""
+        ...

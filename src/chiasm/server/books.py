@@ -25,6 +25,8 @@ class Books:
 
     def fit(self, target: Target, request: Request) -> Request:
         """The request with its pictures scaled to what it may take of this target."""
+        if not target.provider:
+            request = replace(request, max_cost=None)  # what runs here is not paid for
         if request.max_image_tokens is None and request.max_cost is None:
             return request
         return self.planner.fit(self._name(target), request)

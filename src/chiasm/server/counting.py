@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chiasm.generation.request import Counting
 from chiasm.server.asking import completed
 
 if TYPE_CHECKING:
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 async def count_tokens(
     model: str | None, request: Request, caller: Caller, runtime: Runtime
 ) -> int:
-    """Text and pictures together, by the plan of the model that would be asked first.
+    """Text and pictures together, for the model that would be asked first.
+
+    By plan where it is elsewhere; a model of this server counts for itself, where it can.
 
     Raises UnknownModel, KeyForbidden; InvalidRequest where pictures cannot be as they are.
     """
@@ -23,4 +26,8 @@ async def count_tokens(
     caller.require_model(route.name)
     asked = completed(request, route, caller)
     first = runtime.router.order(route, asked)[0]
+    generator = runtime.generator_if_loaded
+    if not first.provider and isinstance(generator, Counting):
+        fitted = runtime.books.fit(first, asked)
+        return await runtime.run(generator.count_tokens, fitted)
     return await runtime.run(runtime.books.count, first, asked)

@@ -70,6 +70,12 @@ class NativeGenerator:
         """Whether it reads pictures."""
         return self.checkpoint.images is not None
 
+    def count_tokens(self, request: Request) -> int:
+        """Of its prompt. Pictures need not be decoded. Raises InvalidRequest."""
+        from chiasm.generation.engine.prompt import count_prompt
+
+        return count_prompt(request, self.checkpoint)
+
     async def stream(self, request: Request) -> AsyncGenerator[Event]:
         """As `Generator.stream`. Closing the iterator stops the work before the next token."""
         arrived = time.perf_counter()

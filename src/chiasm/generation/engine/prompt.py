@@ -93,9 +93,32 @@ def build_prompt(messages: Sequence[Message], checkpoint: GeneratorCheckpoint) -
     Raises InvalidRequest for a conversation that is out of order, one with pictures for a model
     that reads none, or one that the template refuses.
     """
+    images = pixels_of(messages)
+    ids = _ids(messages, [image.size for image in images], checkpoint)
+    if checkpoint.images is None or not images:
+        return Prompt(tuple(ids))
+    return Prompt(
+        tuple(ids), tuple(_pictures(ids, images, checkpoint.images, checkpoint.tokenizer))
+    )
+
+
+def count_prompt(request: Request, checkpoint: GeneratorCheckpoint) -> int:
+    """How many ids a request's prompt has, without its pictures' pixels.
+
+    Raises what `prompt_of` raises, but for a prompt that is too long.
+    """
+    check_abilities(request, ABILITIES, checkpoint.name)
+    parts = [part for message in request.messages for part in message.image_parts]
+    sizes = [part.size or part.image.size for part in parts]
+    return len(_ids(request.messages, sizes, checkpoint))
+
+
+def _ids(
+    messages: Sequence[Message], sizes: Sequence[tuple[int, int]], checkpoint: GeneratorCheckpoint
+) -> list[int]:
     check_conversation(messages)
-    images, reader, tokenizer = pixels_of(messages), checkpoint.images, checkpoint.tokenizer
-    if images and reader is None:
+    reader, tokenizer = checkpoint.images, checkpoint.tokenizer
+    if sizes and reader is None:
         raise InvalidRequest(
             f"{checkpoint.name} reads text alone, and there is a picture in the conversation.",
             hint="Ask a vision-language model.",
@@ -103,11 +126,9 @@ def build_prompt(messages: Sequence[Message], checkpoint: GeneratorCheckpoint) -
         )
     mark = None if reader is None else reader.mark
     text = tokenizer.render([_plain(message, tokenizer, mark) for message in messages])
-    if reader is None or not images:
-        return Prompt(tuple(_begun(tokenizer, tokenizer.encode(text))))
-    sizes = [image.size for image in images]
-    ids = _begun(tokenizer, tokenizer.encode(_filled(text, sizes, reader)))
-    return Prompt(tuple(ids), tuple(_pictures(ids, images, reader, tokenizer)))
+    if reader is not None and sizes:
+        text = _filled(text, sizes, reader)
+    return _begun(tokenizer, tokenizer.encode(text))
 
 
 def _plain(message: Message, tokenizer: ChatTokenizer, mark: str | None) -> dict[str, Any]:
