@@ -25,39 +25,34 @@ def _up(value: int, step: int) -> int:
 def openai_tiles(constants: Constants, width: int, height: int, detail: str) -> ImageCost:
     """A base, and so much for each tile of 512 pixels that the resized picture touches.
 
-    Only ever made smaller: the document does not say whether small pictures are enlarged.
+    Never enlarged. The first resize is to the nearest pixel, which the guide does not say but bills
+    do (2049×513 costs eight tiles, 2050×513 four); the second is rounded down, which it says.
     """
     base, tile = constants["base"], constants["tile"]
-    long, short = max(width, height), min(width, height)
     if detail == "low":
-        return ImageCost(base, _inside((width, height), _TILE), 1, (1, 1))
-    # In whole numbers: 4:3 comes to 1024 pixels exactly, and a rounding error is a tile more.
-    if min(short, short * _LONG_SIDE / long) > _SHORT_SIDE:
-        size = _scaled((width, height), _SHORT_SIDE, short)
-        columns, rows = (_up(each * _SHORT_SIDE, short * _TILE) for each in (width, height))
-    elif long > _LONG_SIDE:
-        size = _scaled((width, height), _LONG_SIDE, long)
-        columns, rows = (_up(each * _LONG_SIDE, long * _TILE) for each in (width, height))
-    else:
-        size, columns, rows = (width, height), _up(width, _TILE), _up(height, _TILE)
-    return ImageCost(base + tile * columns * rows, size, columns * rows, (columns, rows))
+        return ImageCost(base, _inside(width, height, _TILE), 1, (1, 1))
+    width, height = _inside(width, height, _LONG_SIDE)
+    short = min(width, height)
+    if short > _SHORT_SIDE:
+        width, height = width * _SHORT_SIDE // short, height * _SHORT_SIDE // short
+    columns, rows = _up(width, _TILE), _up(height, _TILE)
+    tiles = columns * rows
+    return ImageCost(base + tile * tiles, (width, height), tiles + 1, (columns, rows))
 
 
 def openai_patches(constants: Constants, width: int, height: int, detail: str) -> ImageCost:
     """So much for each patch of 32 pixels, of at most so many."""
     level = constants["levels"][detail]
-    most, longest, multiplier = level["patches"], level.get("longest"), constants["multiplier"]
-    size = (width, height)
-    if longest is not None and max(size) > longest:
-        size = _scaled(size, longest, max(size))
+    most, longest = level["patches"], level.get("longest")
+    size = (width, height) if longest is None else _inside(width, height, longest)
     columns, rows = _up(size[0], _PATCH), _up(size[1], _PATCH)
     if columns * rows > most:
         if level.get("refuses"):
             raise refuse(width, height, f"has more than {most:,} patches", "Send it smaller.")
         size = _within_patches(size, most)
         columns, rows = _up(size[0], _PATCH), _up(size[1], _PATCH)
-    # A multiplier is a short decimal: 1.2 × 5 is 6, not a little more.
-    tokens = math.ceil(round(columns * rows * multiplier, 6))
+    # In whole numbers: 1.2 × 5 is 6, not a little more.
+    tokens = _up(columns * rows * round(constants["multiplier"] * 100), 100)
     return ImageCost(tokens, size, 1, (columns, rows))
 
 
@@ -85,29 +80,25 @@ def claude(constants: Constants, width: int, height: int, detail: str) -> ImageC
         )
     patch, most, edge = (int(constants[name]) for name in ("patch", "tokens", "edge"))
 
-    def fits(size: Size) -> bool:
-        columns, rows = _up(size[0], patch), _up(size[1], patch)
-        return max(columns, rows) * patch <= edge and columns * rows <= most
+    def fits(long: int, short: int) -> bool:
+        columns, rows = -(-long // patch), -(-short // patch)
+        return columns * patch <= edge and columns * rows <= most
 
-    size = (width, height)
-    if not fits(size):
-        low, high = 1, max(size)
+    long, short = max(width, height), min(width, height)
+    if not fits(long, short):
+        aspect = long / short
+        # What fits grows with the long side; over the edge nothing does.
+        low, high = 1, min(long, edge + 1)
         while high - low > 1:
             middle = (low + high) // 2
-            if fits(_long_side(size, middle)):
+            if fits(middle, max(1, round(middle / aspect))):
                 low = middle
             else:
                 high = middle
-        size = _long_side(size, low)
+        long, short = low, max(1, round(low / aspect))
+    size = (long, short) if width >= height else (short, long)
     columns, rows = _up(size[0], patch), _up(size[1], patch)
     return ImageCost(columns * rows, size, 1, (columns, rows))
-
-
-def _long_side(size: Size, long: int) -> Size:
-    width, height = size
-    if width >= height:
-        return long, max(1, round(long * height / width))
-    return max(1, round(long * width / height)), long
 
 
 # Gemini -----------------------------------------------------------------------------------------
@@ -128,6 +119,23 @@ def gemini_tiles(constants: Constants, width: int, height: int, detail: str) -> 
     return ImageCost(constants["tile"] * columns * rows, size, columns * rows, (columns, rows))
 
 
+def gemini_grid(constants: Constants, width: int, height: int, detail: str) -> ImageCost:
+    """As many whole patches as a budget holds, the picture scaled to them, up or down.
+
+    So does the published processor of Gemma 4. That Gemini 3 does is nowhere written, but the API's
+    counts are these: 1,089 for squares of any size, 1,081 for 2:1, 1,056 for 4:1, 1,064 for 4:3.
+    """
+    budget, patch = constants["levels"][detail], constants["patch"]
+    scale = math.sqrt(budget * patch**2 / (width * height))
+    columns = math.floor(scale * width / patch)
+    rows = math.floor(scale * height / patch)
+    if rows == 0:
+        columns, rows = min(width // height, budget), 1
+    elif columns == 0:
+        columns, rows = 1, min(height // width, budget)
+    return ImageCost(columns * rows, (columns * patch, rows * patch), 1, (columns, rows))
+
+
 def fixed_by_level(constants: Constants, width: int, height: int, detail: str) -> ImageCost:
     """So many tokens at each level, whatever the size. For Gemini 3 it is the most there can be."""
     return ImageCost(constants["levels"][detail], (width, height))
@@ -136,11 +144,12 @@ def fixed_by_level(constants: Constants, width: int, height: int, detail: str) -
 # Sizes ------------------------------------------------------------------------------------------
 
 
-def _inside(size: Size, side: int) -> Size:
-    long = max(size)
-    return size if long <= side else _scaled(size, side, long)
-
-
-def _scaled(size: Size, numerator: int, denominator: int) -> Size:
-    width, height = (max(1, round(each * numerator / denominator)) for each in size)
-    return width, height
+def _inside(width: int, height: int, side: int) -> Size:
+    """Scaled down so that neither is over `side`, to the nearest pixel, halves up."""
+    long = max(width, height)
+    if long <= side:
+        return width, height
+    return (
+        max((2 * width * side + long) // (2 * long), 1),
+        max((2 * height * side + long) // (2 * long), 1),
+    )

@@ -26,7 +26,14 @@ Constants = Mapping[str, Any]
 def fixed(constants: Constants, width: int, height: int, detail: str) -> ImageCost:
     """The same for every size: LLaVA-1.5, PaliGemma, this product's own small model."""
     side = constants["side"]
-    return ImageCost(constants["tokens"], (side, side), markers=constants.get("markers", 0))
+    patches = constants.get("patches")
+    return ImageCost(
+        constants["tokens"],
+        (side, side),
+        constants.get("looks", 1),
+        (patches, patches) if patches else None,
+        constants.get("markers", 0),
+    )
 
 
 def llava_next(constants: Constants, width: int, height: int, detail: str) -> ImageCost:
@@ -95,7 +102,8 @@ def internvl(constants: Constants, width: int, height: int, detail: str) -> Imag
 
 
 @functools.lru_cache(maxsize=64)
-def _canvases(least: int, most: int) -> tuple[tuple[int, int], ...]:
+def tile_grids(least: int, most: int) -> tuple[tuple[int, int], ...]:
+    """(columns, rows) of every grid with so many tiles, the smallest first."""
     every = [(columns, rows) for columns in range(1, most + 1) for rows in range(1, most + 1)]
     fitting = [pair for pair in every if least <= pair[0] * pair[1] <= most]
     return tuple(sorted(fitting, key=lambda pair: pair[0] * pair[1]))
@@ -104,7 +112,7 @@ def _canvases(least: int, most: int) -> tuple[tuple[int, int], ...]:
 def _canvas(width: int, height: int, side: int, least: int, most: int) -> tuple[int, int]:
     aspect, area = width / height, width * height
     nearest, best = float("inf"), (1, 1)
-    for columns, rows in _canvases(least, most):
+    for columns, rows in tile_grids(least, most):
         distance = abs(aspect - columns / rows)
         if distance < nearest or (
             distance == nearest and area > 0.5 * side * side * columns * rows
@@ -125,34 +133,48 @@ def pixtral(constants: Constants, width: int, height: int, detail: str) -> Image
 
 def llama4(constants: Constants, width: int, height: int, detail: str) -> ImageCost:
     """The canvas of tiles that needs the least scaling, and an overview beside several."""
-    side, each = constants["side"], constants["tokens"]
-    rows, columns = _llama4_canvas(width, height, side, constants["most"])
+    side, each, most = constants["side"], constants["tokens"], constants["most"]
+    columns, rows = _llama4_canvas(width, height, side, most)
     tiles = rows * columns
+    # Padded on the right and below; enlarged to one tile, and not beyond.
+    across = min(max(width, side), columns * side)
+    down = min(max(height, side), rows * side)
+    size = _inside(width, height, across, down)
     if tiles == 1:
-        return ImageCost(each, (side, side), 1, (1, 1), markers=3)
+        return ImageCost(each, size, 1, (1, 1), markers=3)
     # A separator after each tile: within its row, or at the row's end.
-    return ImageCost(
-        (tiles + 1) * each, (columns * side, rows * side), tiles + 1, (columns, rows), tiles + 3
-    )
+    return ImageCost((tiles + 1) * each, size, tiles + 1, (columns, rows), tiles + 3)
+
+
+def _inside(width: int, height: int, across: int, down: int) -> tuple[int, int]:
+    if across / width < down / height:
+        return across, max(1, min(math.floor(height * (across / width)), down))
+    return max(1, min(math.floor(width * (down / height)), across)), down
+
+
+@functools.lru_cache(maxsize=64)
+def llama4_canvases(most: int) -> tuple[tuple[int, int], ...]:
+    """(columns, rows), the smallest first; of equal ones that which the processor meets first."""
+    by_aspect: dict[float, list[tuple[int, int]]] = {}
+    for tiles in range(most, 0, -1):
+        for rows in range(1, tiles + 1):
+            if tiles % rows == 0:
+                by_aspect.setdefault(rows * rows / tiles, []).append((tiles // rows, rows))
+    met = [canvas for canvases in by_aspect.values() for canvas in canvases]
+    return tuple(sorted(met, key=lambda canvas: canvas[0] * canvas[1]))
 
 
 def _llama4_canvas(width: int, height: int, side: int, most: int) -> tuple[int, int]:
-    """(rows, columns). Scales are compared in single precision, as the processor compares them."""
-
-    def scale(canvas: tuple[int, int]) -> float:
-        columns, rows = canvas
-        return min(_single(columns * side / width), _single(rows * side / height))
-
-    scales = [(scale(canvas), canvas) for canvas in _canvases(1, most)]
-    enlarging = [each for each, _ in scales if each >= 1]
-    chosen = min(enlarging) if enlarging else max(each for each, _ in scales)
-    columns, rows = min(
-        (canvas for each, canvas in scales if each == chosen),
-        key=lambda canvas: canvas[0] * canvas[1],
-    )
-    return rows, columns
+    """(columns, rows). Scales are compared in single precision, as the processor compares them."""
+    single = _singles(most)
+    across = single.unpack(single.pack(*[count * side / width for count in range(1, most + 1)]))
+    down = single.unpack(single.pack(*[count * side / height for count in range(1, most + 1)]))
+    canvases = llama4_canvases(most)
+    scales = [min(across[columns - 1], down[rows - 1]) for columns, rows in canvases]
+    enlarging = [scale for scale in scales if scale >= 1]
+    return canvases[scales.index(min(enlarging) if enlarging else max(scales))]
 
 
-def _single(value: float) -> float:
-    found: float = struct.unpack("f", struct.pack("f", value))[0]
-    return found
+@functools.cache
+def _singles(count: int) -> struct.Struct:
+    return struct.Struct(f"{count}f")

@@ -64,16 +64,20 @@ class ImageRule:
         """
         if width < 1 or height < 1:
             raise InvalidRequest(f"A picture of {width}×{height} pixels is none.")
+        return self.arithmetic(self.constants, width, height, self.level(detail))
+
+    def level(self, detail: str) -> str:
+        """The level that a request's `detail` means. Raises InvalidRequest for one there is not."""
         if detail == "auto":
-            detail = self.details[0] if self.details else "auto"
-        elif detail not in self.details:
+            return self.details[0] if self.details else "auto"
+        if detail not in self.details:
             levels = f" It has {', '.join(self.details)}." if self.details else ""
             raise InvalidRequest(
                 f"{self.name} has no level of detail {detail!r}.{levels}",
                 hint="Leave `detail` out.",
                 param="detail",
             )
-        return self.arithmetic(self.constants, width, height, detail)
+        return detail
 
 
 def refuse(width: int, height: int, why: str, hint: str) -> InvalidRequest:

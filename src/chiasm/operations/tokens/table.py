@@ -21,6 +21,7 @@ ARITHMETIC: Mapping[str, tuple[Arithmetic, bool]] = {
     "openai-patches": (closed.openai_patches, False),
     "claude": (closed.claude, False),
     "gemini-tiles": (closed.gemini_tiles, False),
+    "gemini-grid": (closed.gemini_grid, False),
     "fixed-by-level": (closed.fixed_by_level, True),
     "fixed": (open.fixed, True),
     "llava-next": (open.llava_next, False),
