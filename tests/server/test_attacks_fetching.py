@@ -162,6 +162,8 @@ def test_any_address_was_fetched(shut: httpx.Client, victim: WebServer, route: A
     assert response.status_code == 400
     assert "not fetched from addresses" in message_of(response)
     assert "data:image/jpeg;base64" in message_of(response)
+    where = "input[0]" if "input" in route("")[1] else "messages[0]"
+    assert message_of(response).startswith(where)
 
 
 @pytest.mark.parametrize("where", ["search", "items"])
