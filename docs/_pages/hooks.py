@@ -23,6 +23,7 @@ WRITERS: dict[str, Callable[..., str]] = {
     "errors": error_table.write,
     "setting": settings_table.write_one,
     "settings": settings_table.write_all,
+    "table": settings_table.write_table,
 }
 
 

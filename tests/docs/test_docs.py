@@ -236,9 +236,17 @@ def test_every_setting_is_described_once() -> None:
     assert sorted(name for _, name in described) == sorted(settings_table.settings())
 
 
+def test_every_table_is_described() -> None:
+    page = (DOCS / "reference/settings.md").read_text(encoding="utf-8")
+    for name, named in settings_table.tables().items():
+        assert f"<!-- generated: table {name} -->" in page
+        section = page[page.index(f"<!-- generated: table {name} -->") :].partition("\n## ")[0]
+        assert [each for each in named if f"`{each}`" not in section] == []
+
+
 def test_settings_variables_are_those_that_are_read(tmp_path: Path) -> None:
     for name, (kind, default) in settings_table.settings().items():
-        value = {bool: "1", int: "7", str: "other"}.get(kind, "/elsewhere")
+        value = {bool: "1", int: "7", str: "other", float: "7.5"}.get(kind, "/elsewhere")
         loaded: Any = Settings.load(
             environment={settings_table.variable(name): value}, file=_empty(tmp_path)
         )
