@@ -1,18 +1,22 @@
 """The largest sizes of several pictures that take no more than so many tokens together.
 
 All are scaled by one factor. Some rules cost less for a larger picture than for a smaller one, so
-the answer is found by looking at every size where it cannot be found by halving.
+every scale is counted, thousands at a time, and the answer is exact. As `tokens.fit` does it, no
+picture's shorter side is scaled below 16 pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from chiasm.errors import InvalidRequest
-from chiasm.operations import tokens
 from chiasm.operations.tokens import ImageRule
-from chiasm.operations.tokens.fit import scaled
+from chiasm.operations.tokens.fit import all_scaled, scaled, shortest, sides_down
+
+if TYPE_CHECKING:
+    from chiasm.operations.tokens.vectors import Sides
 
 Size = tuple[int, int]
 
@@ -52,15 +56,8 @@ def fit_all(
     Raises TooMuch.
     """
     together = _Together(rule, sizes, details)
-    took = together.took(together.longest)
-    if room.holds(took):
+    if room.holds(together.took(together.longest)):
         return list(sizes)
-    if len(together.kinds) == 1 and took is not None and took[0] == took[1]:  # no markers
-        alike = min(each for each in (room.tokens, room.whole) if each is not None) // len(sizes)
-        try:
-            return [tokens.fit(rule, *sizes[0], alike, level_of(rule, details[0]))] * len(sizes)
-        except InvalidRequest:
-            raise TooMuch(together.least()) from None
     long = together.largest(room)
     if long is None:
         raise TooMuch(together.least())
@@ -105,19 +102,57 @@ class _Together:
 
     def largest(self, room: Room) -> int | None:
         """The largest long side that fits."""
-        if not self._rule.monotonic:
-            sides = range(self.longest, 0, -1)
-            return next((long for long in sides if room.holds(self.took(long))), None)
-        low, high = 0, self.longest + 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if room.holds(self.took(middle)) else (low, middle)
-        return low or None
+        for longs, own, whole, refused in self._all():
+            fits = ~refused
+            if room.tokens is not None:
+                fits &= own <= room.tokens
+            if room.whole is not None:
+                fits &= whole <= room.whole
+            found = fits.nonzero()[0]
+            if len(found):
+                return int(longs[found[0]])
+        return None
 
     def least(self) -> int | None:
         """Tokens that they take at least; None where they are refused at any scale."""
-        taken = (self.took(long) for long in range(1, self.longest + 1))
-        return min((each[0] for each in taken if each is not None), default=None)
+        found = [
+            int(own[~refused].min()) for _, own, _, refused in self._all() if not refused.all()
+        ]
+        return min(found, default=None)
+
+    def _all(self) -> Iterator[tuple[Sides, Sides, Sides, Any]]:
+        """Long sides from the longest down, what each `took`, and whether it is refused."""
+        import numpy as np
+
+        from chiasm.operations.tokens.vectors import REFUSED, counts
+
+        for longs in sides_down(self.longest, self._shortest()):
+            own, whole = np.zeros_like(longs), np.zeros_like(longs)
+            refused = np.zeros(longs.shape, dtype=bool)
+            for (size, detail), times in self.kinds.items():
+                mine = np.maximum(np.rint(max(size) * longs / self.longest), 1).astype(np.int64)
+                tokens, markers = counts(
+                    self._rule, *all_scaled(*size, mine), level_of(self._rule, detail)
+                )
+                no = tokens == REFUSED
+                refused |= no
+                tokens = np.where(no, 0, tokens)
+                own += times * tokens
+                whole += times * (tokens + markers)
+            yield longs, own, whole, refused
+
+    def _shortest(self) -> int:
+        """The least long side at which no picture is too thin."""
+        needed = 1
+        for size in {size for size, _ in self.kinds}:
+            while self._own(size, needed) < shortest(*size):
+                gap = shortest(*size) - self._own(size, needed)
+                needed += max(1, int((gap - 1) * self.longest / max(size)))
+        return needed
 
     def _scaled(self, size: Size, long: int) -> Size:
-        return scaled(*size, max(1, round(max(size) * long / self.longest)))
+        return scaled(*size, self._own(size, long))
+
+    def _own(self, size: Size, long: int) -> int:
+        """A picture's own long side when the longest of all is so long."""
+        return max(1, round(max(size) * long / self.longest))
