@@ -166,6 +166,18 @@ def test_any_address_was_fetched(shut: httpx.Client, victim: WebServer, route: A
     assert message_of(response).startswith(where)
 
 
+def test_counting_before_sending_fetched(
+    shut: httpx.Client, door: httpx.Client, victim: WebServer
+) -> None:
+    """langchain, CVE-2026-26013: the plan of a request is no reason to ask anyone."""
+    url = f"http://127.0.0.1:{victim.port}/red.png"
+    for body in ({"pictures": [{"url": url}]}, {"messages": chat(url)[1]["messages"]}):
+        for client in (shut, door):
+            response = client.post("/v1/plan", json=body)
+            assert response.status_code == 400, response.text
+            assert "fetche" in message_of(response)
+
+
 @pytest.mark.parametrize("where", ["search", "items"])
 def test_collections_take_no_addresses_at_all(
     door: httpx.Client, victim: WebServer, where: str
