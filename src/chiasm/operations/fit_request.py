@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, cast
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from chiasm.generation.request import Request
     from chiasm.operations.plan import Planner
     from chiasm.operations.planned_models import Model
-    from chiasm.operations.tokens import ImageRule
 
 DEFAULT_ANSWER = 300
 """Tokens of an answer that are assumed where nobody says."""
@@ -69,7 +68,9 @@ def _scaled(planner: Planner, model: Model, request: Request, room: fitting.Room
         fitted = planner.fitted(model.rule, sizes, [part.detail for part in parts], room)
     except fitting.TooMuch as too:
         if too.tokens is None:
-            raise _refused(model.rule, parts) from None
+            raise InvalidRequest(
+                f"{model.target} takes these pictures at no size.", param="messages"
+            ) from None
         if room.tokens is not None and too.tokens > room.tokens:
             raise _too_many(model, request, too.tokens) from None
         raise _too_dear(planner, model, request) from None
@@ -131,16 +132,6 @@ def _too_dear(planner: Planner, model: Model, request: Request) -> Unaffordable:
         hint=f"Raise it, or set `max_tokens` lower{', or send fewer pictures' if parts else ''}.",
         param="max_cost",
     )
-
-
-def _refused(rule: ImageRule, parts: Sequence[ImagePart]) -> InvalidRequest:
-    """Why a vendor takes one of the pictures at no size."""
-    for part in parts:
-        try:
-            rule.cost(*(part.size or part.image.size), fitting.level_of(rule, part.detail))
-        except InvalidRequest as error:
-            return error
-    return InvalidRequest("The pictures are refused together at every size.")
 
 
 # What a request holds ---------------------------------------------------------------------------

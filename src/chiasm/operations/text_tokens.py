@@ -214,10 +214,9 @@ def own_counter(tokenizer: ChatTokenizer, name: str) -> TextCounter:
     turns = framed("user", "assistant", "user") - one
     # Templates may refuse two messages in a row, or a system's: then they have no other way.
     user = _if_allowed(lambda: framed("user", "user") - one, turns / 2)
-    with_system = _if_allowed(lambda: framed("system", "user"), one + user)
-    system = min(with_system - one, user) if with_system > one else user
-    unprompted = max(0.0, one + system - with_system)
-    frame = Frame(user, one - user - unprompted, unprompted, system, turns - user)
+    # What a system message adds; a format that brings one of its own leaves that away then.
+    system = _if_allowed(lambda: framed("system", "user") - one, user)
+    frame = Frame(user, one - user, system=system, assistant=turns - user)
     return TextCounter(name, lambda text: len(tokenizer.encode(text)), frame)
 
 
