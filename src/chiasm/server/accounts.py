@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
-from chiasm.errors import InvalidKey, KeyForbidden
+from chiasm.errors import ChiasmError, InvalidKey, KeyForbidden
 from chiasm.generation.messages import TextPart
 from chiasm.operations.budgets import Budgets, Reservation, Spend
 from chiasm.operations.database import open_database
 from chiasm.operations.keys import Key, Keys
-from chiasm.operations.ledger import Ledger
+from chiasm.operations.ledger import Entry, Ledger
+from chiasm.operations.plan import Estimate
 from chiasm.operations.rate_limits import RateLimits
 from chiasm.server.callers import Caller
 
 if TYPE_CHECKING:
+    from fastapi import Request as Http
+
     from chiasm.generation import Request
-    from chiasm.operations.plan import Estimate
     from chiasm.settings import Settings
 
 _LOOK_AGAIN_SECONDS = 2.0  # for a first key, made while the server runs
@@ -91,6 +96,51 @@ class Accounts:
             return Hold(self, None)
         spend = Spend(estimate.cost or Decimal(0), estimate.image_tokens)
         return Hold(self, await anyio.to_thread.run_sync(self.budgets.reserve, key, spend))
+
+    @asynccontextmanager
+    async def counted(
+        self, caller: Caller, http: Http, *, alias: str, model: str, images: int
+    ) -> AsyncGenerator[Counted]:
+        """A request that this server answers by itself and that costs no money, as a row.
+
+        Fill in its tokens within the block. Raises what `hold` raises.
+        """
+        count, begun, when = Counted(), time.perf_counter(), datetime.now(UTC)
+        error: ChiasmError | None = None
+        try:
+            hold = await self.hold(caller, Estimate(0, 0, 0, Decimal(0), True), local=True)
+            try:
+                yield count
+            finally:
+                await hold.settle(Decimal(0), 0)
+        except ChiasmError as raised:
+            error = raised
+            raise
+        finally:
+            self.ledger.put(
+                Entry(
+                    time=when,
+                    request_id=http.state.request_id,
+                    route=http.url.path,
+                    alias=alias,
+                    provider="",
+                    model=model,
+                    status=200 if error is None else error.http_status,
+                    error=None if error is None else error.code or error.kind,
+                    key=None if caller.key is None else caller.key.id,
+                    images=images,
+                    text_tokens=count.text_tokens,
+                    cost=Decimal(0),
+                    seconds=time.perf_counter() - begun,
+                )
+            )
+
+
+@dataclass
+class Counted:
+    """What a request took, filled in while it is answered."""
+
+    text_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 import pydantic_core
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from chiasm.errors import InvalidRequest
 from chiasm.server.batching import BatchingEmbedder, Vectors
+from chiasm.server.callers import Asker
 from chiasm.server.dependencies import LoadedEmbedder, State, find_model
 from chiasm.server.openapi import refusals
 from chiasm.server.parts import Part, read_part, read_text, refuse
@@ -32,16 +33,21 @@ router = APIRouter(prefix="/v1", tags=["embeddings"])
     operation_id="create_embedding",
     summary="Embed texts and pictures",
     response_model=EmbeddingResponse,
-    responses=refusals(404, 413, 415),
+    responses=refusals(404, 413, 415, 429),
 )
 async def create_embedding(
-    body: EmbeddingRequest, embedder: LoadedEmbedder, runtime: State
+    body: EmbeddingRequest,
+    embedder: LoadedEmbedder,
+    caller: Asker,
+    runtime: State,
+    request: Request,
 ) -> Response:
     """One vector of unit length for each input; texts and pictures share the space.
 
     An input that is a list of parts gives one vector: the mean of its parts' directions.
     """
     model = embedder.name if body.model is None else find_model(body.model, embedder, runtime)
+    caller.require_model(model)
     if body.dimensions not in (None, embedder.dimension):
         raise InvalidRequest(
             f"This model's vectors have {embedder.dimension} dimensions, no other number.",
@@ -52,14 +58,17 @@ async def create_embedding(
     inputs = await runtime.run(_read_inputs, body.input, runtime.settings.media, fetched)
     texts = [part for parts in inputs for part in parts if isinstance(part, str)]
     pictures = [part for parts in inputs for part in parts if isinstance(part, Encoded)]
-    text_vectors = await runtime.embed(embedder.embed_texts, texts)
-    image_vectors = await embed_pictures(pictures, embedder, runtime)
+    accounts, name = await runtime.accounts(), embedder.name
+    counted = accounts.counted(caller, request, alias=model, model=name, images=len(pictures))
+    async with counted as count:
+        text_vectors = await runtime.embed(embedder.embed_texts, texts)
+        image_vectors = await embed_pictures(pictures, embedder, runtime)
+        tokens = count.text_tokens = await runtime.run(_tokens, texts, embedder)
 
     encode = _base64 if body.encoding_format == "base64" else _floats
 
     def answer() -> bytes:
         vectors = _joined(inputs, text_vectors, image_vectors)
-        tokens = sum(map(embedder.count_tokens, texts))
         return pydantic_core.to_json(
             {
                 "object": "list",
@@ -78,6 +87,10 @@ async def create_embedding(
 
     # Built here and not by FastAPI: a thousand vectors are a million numbers to validate.
     return Response(await runtime.run(answer), media_type="application/json")
+
+
+def _tokens(texts: Sequence[str], embedder: BatchingEmbedder) -> int:
+    return sum(map(embedder.count_tokens, texts))
 
 
 async def embed_pictures(
