@@ -5,6 +5,7 @@ Constants are those of a checkpoint's configuration; `from_config` reads them th
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 import struct
@@ -152,27 +153,22 @@ def _inside(width: int, height: int, across: int, down: int) -> tuple[int, int]:
     return max(1, min(math.floor(width * (down / height)), across)), down
 
 
-@functools.lru_cache(maxsize=64)
-def llama4_canvases(most: int) -> tuple[tuple[int, int], ...]:
-    """(columns, rows), the smallest first; of equal ones that which the processor meets first."""
-    by_aspect: dict[float, list[tuple[int, int]]] = {}
-    for tiles in range(most, 0, -1):
-        for rows in range(1, tiles + 1):
-            if tiles % rows == 0:
-                by_aspect.setdefault(rows * rows / tiles, []).append((tiles // rows, rows))
-    met = [canvas for canvases in by_aspect.values() for canvas in canvases]
-    return tuple(sorted(met, key=lambda canvas: canvas[0] * canvas[1]))
-
-
 def _llama4_canvas(width: int, height: int, side: int, most: int) -> tuple[int, int]:
-    """(columns, rows). Scales are compared in single precision, as the processor compares them."""
+    """(columns, rows).
+
+    The processor takes, of the canvases that hold the whole picture, the one that enlarges it
+    least, and where there is none, the one that shrinks it least; of equal ones the smallest.
+    Scales are compared in single precision, as it compares them.
+    """
+    columns, rows = -(-width // side), -(-height // side)
+    if columns * rows <= most:
+        return columns, rows
     single = _singles(most)
     across = single.unpack(single.pack(*[count * side / width for count in range(1, most + 1)]))
     down = single.unpack(single.pack(*[count * side / height for count in range(1, most + 1)]))
-    canvases = llama4_canvases(most)
-    scales = [min(across[columns - 1], down[rows - 1]) for columns, rows in canvases]
-    enlarging = [scale for scale in scales if scale >= 1]
-    return canvases[scales.index(min(enlarging) if enlarging else max(scales))]
+    scale = max(min(across[count - 1], down[most // count - 1]) for count in range(1, most + 1))
+    # Both grow with the count: these are the fewest columns and rows that reach the scale.
+    return bisect.bisect_left(across, scale) + 1, bisect.bisect_left(down, scale) + 1
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from chiasm.operations.tokens.open import llama4_canvases, tile_grids
+from chiasm.operations.tokens.open import tile_grids
 from chiasm.operations.tokens.rule import ImageRule
 
 Constants = Mapping[str, Any]
@@ -256,17 +256,16 @@ def pixtral(constants: Constants, widths: Sides, heights: Sides, detail: str) ->
 
 def llama4(constants: Constants, widths: Sides, heights: Sides, detail: str) -> Any:
     side, most = constants["side"], constants["most"]
-    counts = np.arange(1, most + 1, dtype=np.int64)[:, None] * side
-    across, down = ((counts / sides).astype(np.float32) for sides in (widths, heights))
-    columns, rows = np.array(llama4_canvases(most)).T
-    scales = np.minimum(across[columns - 1], down[rows - 1])  # [canvases, sizes]
-    enlarges = scales >= 1
-    # Of equal scales the first is taken, here as there.
-    chosen = np.where(enlarges, np.float32(0), scales).argmax(axis=0)
-    if (some := enlarges.any(axis=0)).any():
-        least = np.where(enlarges, scales, np.float32(np.inf)).argmin(axis=0)
-        chosen = np.where(some, least, chosen)
-    tiles = (columns * rows)[chosen]
+    tiles = _up(widths, side) * _up(heights, side)
+    over = tiles > most
+    if over.any():
+        counts = np.arange(1, most + 1, dtype=np.int64)[:, None] * side  # [counts, sizes]
+        across, down = ((counts / sides[over]).astype(np.float32) for sides in (widths, heights))
+        scale = np.zeros(across.shape[1], dtype=np.float32)
+        for count in range(1, most + 1):
+            np.maximum(scale, np.minimum(across[count - 1], down[most // count - 1]), out=scale)
+        columns, rows = ((scales < scale).sum(axis=0) + 1 for scales in (across, down))
+        tiles[over] = columns * rows
     several = tiles > 1
     return constants["tokens"] * (tiles + several), 3 + np.where(several, tiles, 0)
 
