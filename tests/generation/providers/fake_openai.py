@@ -29,7 +29,7 @@ Step = dict[str, Any] | bytes | float | str
 """An event's data, bytes as they are, seconds of silence, or CUT."""
 
 _EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
-_DONE = b"data: [DONE]\n\n"
+DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,14 @@ Script = Callable[[Asked], Reply]
 class FakeOpenAI:
     """One server. What it does may be changed while it runs.
 
-    asked: what it was asked. connections: that were made. gone: set when a client has left.
+    asked: what it was asked. connections: that were made. open: those that still are. gone: set
+    when a client has left.
     """
 
     def __init__(self) -> None:
         self.script: Script = lambda asked: Reply(chat_answer())
         self.asked: list[Asked] = []
-        self.connections = 0
+        self.connections = self.open = 0
         self.gone = threading.Event()
         self._server = _Listener(("127.0.0.1", 0), _handler(self))
         self._server.fake = self
@@ -93,7 +94,12 @@ class _Listener(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self.fake.connections += 1
+        self.fake.open += 1
         super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        self.fake.open -= 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that leaves is no news."""
@@ -146,7 +152,7 @@ def _handler(fake: FakeOpenAI) -> type[BaseHTTPRequestHandler]:
                     continue
                 self._chunk(step if isinstance(step, bytes) else event(step))  # type: ignore[arg-type]
             if reply.done:
-                self._chunk(_DONE)
+                self._chunk(DONE)
             self.wfile.write(b"0\r\n\r\n")
 
         def _chunk(self, data: bytes) -> None:

@@ -327,6 +327,14 @@ def test_an_answer_that_is_not_complete(
     assert usage(events).answer_tokens == 11
 
 
+def test_an_answer_that_was_given_up(server: FakeOpenAI, model: OpenAIResponses) -> None:
+    make = Events()
+    cut = response("incomplete", incomplete_details={"reason": "steered"})
+    replying(server, *make.begin(), make("response.incomplete", response=cut))
+    with pytest.raises(GeneratorFailed, match="gave the answer up"):
+        answers(model, asked())
+
+
 @pytest.mark.parametrize(
     ("code", "kind"),
     [

@@ -35,6 +35,7 @@ from chiasm.generation.providers.patience import Patience
 from tests.generation.providers.asking import answers, asked, said
 from tests.generation.providers.fake_openai import (
     CUT,
+    DONE,
     Events,
     FakeOpenAI,
     Reply,
@@ -283,15 +284,17 @@ def test_an_error_in_mid_stream(
 # Patience ---------------------------------------------------------------------------------------
 
 
+ALIVE: list[Step] = [b": still here\n\n", 0.1] * 15
+"""Signs that a server is there, which are no tokens."""
+
+
 def test_silence_before_the_first_token(server: FakeOpenAI, connect: Connect, api: str) -> None:
-    """Signs that the server is there are no tokens."""
     before, _ = beginning(api)
-    alive = [b": still here\n\n", 0.1] * 5
-    server.script = lambda asked: Reply([*before, *alive, 2.0])
+    server.script = lambda asked: Reply([*before, *ALIVE])
     started = time.monotonic()
     with pytest.raises(GeneratorFailed, match=r"silent for 0\.3 seconds"):
         answers(connect(patience=Patience(first_token=0.3)), asked())
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 1.2
 
 
 def test_silence_before_the_status(server: FakeOpenAI, connect: Connect, api: str) -> None:
@@ -306,13 +309,22 @@ def test_silence_before_the_status(server: FakeOpenAI, connect: Connect, api: st
 
 def test_silence_between_tokens(server: FakeOpenAI, connect: Connect, api: str) -> None:
     before, token = beginning(api)
-    server.script = lambda asked: Reply([*before, token, b": still here\n\n", 2.0])
+    server.script = lambda asked: Reply([*before, token, *ALIVE])
     heard = connect(patience=Patience(between=0.2)).run(asked())
     assert next(heard) == TextDelta(0, "A ")
     started = time.monotonic()
     with pytest.raises(GeneratorFailed, match=r"silent for 0\.2 seconds"):
         list(heard)
     assert time.monotonic() - started < 1.5
+
+
+def test_tokens_that_come_slowly_are_no_silence(
+    server: FakeOpenAI, connect: Connect, api: str
+) -> None:
+    before, token = beginning(api)
+    server.script = lambda asked: Reply([*before, *[token, 0.15] * 5])
+    with pytest.raises(GeneratorFailed, match="ended before"):
+        answers(connect(patience=Patience(between=0.5)), asked())
 
 
 def test_a_slow_listener_is_no_silence(server: FakeOpenAI, connect: Connect, api: str) -> None:
@@ -345,6 +357,36 @@ def test_nobody_there(api: str) -> None:
             answers(model, asked())
     assert type(caught.value) is GeneratorUnreachable
     assert "127.0.0.1" not in str(caught.value)
+
+
+def test_nobody_accepts(api: str) -> None:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # its queue is full: who comes next waits
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        patience = Patience(connect=0.2)
+        model = APIS[api](model="m", base_url=url, patience=patience)
+        stack.enter_context(contextlib.closing(model))
+        with pytest.raises(GeneratorUnreachable) as caught:
+            answers(model, asked())
+        assert type(caught.value) is GeneratorUnreachable
+
+
+def test_pictures_are_sent_nowhere_else(server: FakeOpenAI, connect: Connect, api: str) -> None:
+    """A server may not send a question on to another."""
+
+    def elsewhere(asked: Any) -> Reply:
+        if asked.path == "/elsewhere":
+            return Reply(answer(api))
+        return Reply(status=307, headers={"location": "/elsewhere"}, whole=b"")
+
+    server.script = elsewhere
+    with pytest.raises(GeneratorFailed, match="status 307"):
+        answers(connect(), asked())
+    assert len(server.asked) == 1
 
 
 def test_a_host_that_hangs_up(server: FakeOpenAI, connect: Connect) -> None:
@@ -424,7 +466,7 @@ def test_one_connection_is_used_again_and_shared(
     server: FakeOpenAI, connect: Connect, api: str
 ) -> None:
     """By all models of a provider and key; another key has its own."""
-    server.script = lambda asked: Reply(answer(api))
+    server.script = lambda asked: Reply([*answer(api), DONE, 0.03], done=False)
     models = [connect(), connect(model="gpt-5")]
 
     async def hear(model: OpenAIGenerator) -> str:
@@ -459,9 +501,9 @@ def test_two_questions_at_once(server: FakeOpenAI, connect: Connect, api: str) -
     assert asyncio.run(both()) == ["one one", "two two", "one one"]
 
 
-def test_one_closes_and_another_goes_on(server: FakeOpenAI, connect: Connect, api: str) -> None:
+def test_one_closes_and_another_goes_on(server: FakeOpenAI, api: str) -> None:
     server.script = lambda asked: Reply(answer(api))
-    staying, leaving = connect(), APIS[api](model="m", base_url=server.url, key=KEY)
+    staying, leaving = (APIS[api](model="m", base_url=server.url, key=KEY) for _ in range(2))
 
     async def hear() -> str:
         return said([event async for event in staying.stream(asked())])
@@ -470,8 +512,26 @@ def test_one_closes_and_another_goes_on(server: FakeOpenAI, connect: Connect, ap
         await hear()
         leaving.close()
         assert await hear() == "A cat sleeps."
+        assert server.connections == 1
+        staying.close()
+        await asyncio.to_thread(until, lambda: not server.open)
 
     asyncio.run(closing())
+
+
+def test_who_has_no_event_loop_leaves_no_connection(
+    server: FakeOpenAI, connect: Connect, api: str
+) -> None:
+    server.script = lambda asked: Reply(answer(api))
+    answers(connect(), asked())
+    until(lambda: not server.open)
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.01)
 
 
 def test_a_server_without_keys_is_sent_none(server: FakeOpenAI, connect: Connect, api: str) -> None:
