@@ -22,7 +22,8 @@ EXAMPLE_PICTURE = (  # four red pixels, so that the examples can be sent as they
 DataUrl = Annotated[
     str,
     Field(
-        description="The picture itself, as a data URL. Addresses are not fetched.",
+        description="The picture itself, as a data URL. An address is fetched only "
+        "where the server's operator allows its host.",
         examples=[EXAMPLE_PICTURE],
     ),
 ]
