@@ -28,6 +28,7 @@ class RequestLimits:
     many: int | None = None
     side_when_many: int | None = None
     image_bytes: int | None = None
+    in_base64: bool = False
     request_bytes: int | None = None
 
     def refusal(self, sizes: list[tuple[int, int]]) -> str | None:

@@ -98,6 +98,7 @@ def spellings(model: str) -> list[str]:
     last = re.sub(r"-v\d+(:\d+)?$", "", last)  # Bedrock's versions
     spellings.append(last)
     spellings.append(_DATED.sub("", last))
+    spellings.append(last.replace(".", "-"))  # claude-opus-4.7, as resellers write it
     return list(dict.fromkeys(spellings))
 
 
