@@ -170,6 +170,17 @@ def test_too_many_bytes_are_first_compressed_then_made_smaller() -> None:
     assert len(only_png.base64) <= whole // 2
 
 
+def test_noise_has_more_bytes_than_pixels() -> None:
+    """Which is more than there is room for where a JPEG's tables are made to measure."""
+    noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
+    sent = for_sending(
+        Image(noise, (600, 600), name="noise"), formats=frozenset({"JPEG"}), limits=Limits()
+    )
+    assert sent.media_type == "image/jpeg"
+    assert len(sent.base64) > 600 * 600 * 4 / 3
+    assert PIL.Image.open(io.BytesIO(base64.b64decode(sent.base64))).size == (600, 600)
+
+
 def test_bytes_are_those_of_the_base64() -> None:
     length = len(base64.b64encode(JPEG))
     assert send(JPEG, max_bytes=length).change == "none"

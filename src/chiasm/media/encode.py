@@ -26,7 +26,11 @@ def encode_jpeg(image: Image, *, quality: int = 90, full_chroma: bool = False) -
     Raises `ImageTooLarge` beyond 65,535 pixels a side.
     """
     chroma = "4:4:4" if full_chroma else "4:2:0"
-    return _encode(image, "JPEG", quality=quality, subsampling=chroma, optimize=True)
+    try:
+        return _encode(image, "JPEG", quality=quality, subsampling=chroma, optimize=True)
+    except OSError:
+        # Pillow's buffer for tables made to measure has no room for noise of high quality.
+        return _encode(image, "JPEG", quality=quality, subsampling=chroma)
 
 
 def encode_png(image: Image, *, effort: int = 6) -> bytes:
