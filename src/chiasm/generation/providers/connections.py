@@ -49,9 +49,10 @@ class Connections:
             )
         if address.scheme not in ("http", "https") or not address.host:
             raise no_address(str(address))
+        self._headers = httpx2.Headers({k: v for k, v in headers.items() if isinstance(v, str)})
         # An answer is read as it comes; compressing it would only hold it back.
-        ready = {**headers, "Accept-Encoding": "identity", "Host": address.netloc.decode("ascii")}
-        self._headers = httpx2.Headers({k: v for k, v in ready.items() if isinstance(v, str)})
+        self._headers["Accept-Encoding"] = "identity"
+        self._headers["Host"] = address.netloc.decode("ascii")
         self._address = address
         self._connect = connect
         self._new_pool = new_pool
@@ -156,15 +157,15 @@ def transport_errors() -> tuple[type[Exception], ...]:
 def never_reached(error: Exception) -> bool:
     """Whether no server has taken the connection.
 
-    The aiohttp transport says so, too, where one hangs up on a request that it was sent.
+    The SDKs' aiohttp transports say so, too, where one hangs up on a request that it was sent.
     """
     import httpx2
 
     cause = type(error.__cause__).__name__
-    if isinstance(error, httpx2.ConnectError) or cause == "ConnectionTimeoutError":
-        return True
-    hung_up = ("ServerDisconnectedError", "ClientOSError", "ClientConnectionResetError")
-    return isinstance(error, httpx2.ConnectTimeout) and cause not in hung_up
+    if cause in ("ServerDisconnectedError", "ClientOSError", "ClientConnectionResetError"):
+        return False
+    unreached = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+    return unreached or cause == "ConnectionTimeoutError"
 
 
 def _stream_of(pieces: Sequence[bytes]) -> Any:
