@@ -12,7 +12,7 @@ from chiasm.cli.options import Json, read_settings
 from chiasm.errors import InvalidRequest, UnknownModel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from chiasm.operations.drift import Drift
     from chiasm.operations.plan import Picture, PlanRow, Repeat
@@ -154,23 +154,17 @@ def _budget(fit: Sequence[str]) -> tuple[int | None, Decimal | None]:
     return tokens, cost
 
 
-def _seconds(settings: Settings) -> Any:
-    """To a target's first token by the ledger; of a ledger that was never kept nothing is known."""
-    if not settings.database and not (settings.data_dir / "operations.db").is_file():
-        return lambda target: None
-    from contextlib import closing
-
-    from chiasm.errors import ChiasmError
-    from chiasm.operations.database import open_database
+def _seconds(settings: Settings) -> Callable[[str], float | None]:
+    """To a target's first token by the ledger; without one nothing is known."""
+    from chiasm.errors import StoreError
     from chiasm.operations.measured import first_token_seconds
 
     try:
-        with closing(open_database(settings.database, settings.data_dir)) as database:
-            return first_token_seconds(database).get
-    except ChiasmError as error:
+        return first_token_seconds(settings.database, settings.data_dir).get
+    except StoreError as error:
         from chiasm import terminal
 
-        terminal.err.print(f"[yellow]Seconds are not shown:[/] {error.message}", highlight=False)
+        terminal.err.print(f"Seconds are not shown: {error.message}", highlight=False, markup=False)
         return lambda target: None
 
 

@@ -2,44 +2,65 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
 from itertools import groupby
+from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
-
-import sqlalchemy as sa
-
-from chiasm.operations.tables import ledger as table
-
-if TYPE_CHECKING:
-    from chiasm.operations.database import Database
+from typing import Any
 
 _NEWEST = 200  # requests a model
 _LEAST = 3
 
+# Read without SQLAlchemy, whose import takes longer than a whole plan: where the ledger is a file.
+_QUERY = f"""
+    SELECT name, seconds FROM (
+        SELECT
+            CASE WHEN provider = '' THEN model ELSE provider || '/' || model END AS name,
+            seconds_to_first_token AS seconds,
+            row_number() OVER (PARTITION BY provider, model ORDER BY time DESC) AS place
+        FROM chiasm_ledger
+        WHERE seconds_to_first_token IS NOT NULL AND status < 300 AND images > 0 AND NOT cache_hit
+    ) AS newest
+    WHERE place <= {_NEWEST}
+    ORDER BY name
+"""
 
-def first_token_seconds(database: Database) -> dict[str, float]:
-    """Target → median seconds to the first token of its newest answers. Raises StoreError.
 
-    Of requests that had pictures and were not answered from the cache; a model that has answered
-    fewer than three is left out.
+def first_token_seconds(url: str, data_dir: Path) -> dict[str, float]:
+    """Target → median seconds to the first token of its newest answers about pictures.
+
+    url: the setting `database`. A model that has answered fewer than three is left out, and so is
+    everything where there is no ledger yet. Raises StoreError.
     """
-    name = sa.case((table.c.provider == "", table.c.model), else_=_FULL)
-    place = sa.func.row_number().over(partition_by=name, order_by=table.c.time.desc())
-    seconds = table.c.seconds_to_first_token
-    newest = (
-        sa.select(name.label("name"), seconds.label("seconds"), place.label("place"))
-        .where(seconds.is_not(None), table.c.status < 300, table.c.cache_hit.is_(False))
-        .where(table.c.images > 0)
-        .subquery()
-    )
-    query = sa.select(newest.c.name, newest.c.seconds).where(newest.c.place <= _NEWEST)
-    with database.reading() as connection:
-        rows = connection.execute(query.order_by(newest.c.name)).all()
+    rows = _in_database(url, data_dir) if url else _in_file(data_dir / "operations.db")
     groups = {
-        str(name): [float(row.seconds) for row in group]
-        for name, group in groupby(rows, lambda row: row.name)
+        name: [seconds for _, seconds in group] for name, group in groupby(rows, lambda row: row[0])
     }
     return {name: median(times) for name, times in groups.items() if len(times) >= _LEAST}
 
 
-_FULL = table.c.provider + "/" + table.c.model
+def _in_file(path: Path) -> list[tuple[str, float]]:
+    if not path.is_file():
+        return []
+    try:
+        with closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        ) as connection:
+            return _pairs(connection.execute(_QUERY))
+    except sqlite3.Error:  # being made, or of another version: `chiasm doctor` tells
+        return []
+
+
+def _in_database(url: str, data_dir: Path) -> list[tuple[str, float]]:
+    import sqlalchemy as sa
+
+    from chiasm.operations.database import open_database
+
+    with closing(open_database(url, data_dir)) as database, database.reading() as connection:
+        return _pairs(connection.execute(sa.text(_QUERY)))
+
+
+def _pairs(rows: Iterable[Any]) -> list[tuple[str, float]]:
+    return [(str(name), float(seconds)) for name, seconds in rows]
