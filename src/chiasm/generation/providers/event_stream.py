@@ -110,7 +110,7 @@ async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
 def _object(name: bytes, text: bytes) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise no_answer() from None
     if not isinstance(value, dict):
         raise no_answer()
