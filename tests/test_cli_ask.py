@@ -16,9 +16,11 @@ from chiasm.errors import (
     GeneratorUnreachable,
     InvalidRequest,
     NotAnImage,
+    ProviderKeyRefused,
     UnknownModel,
 )
 from chiasm.media import encode_jpeg
+from tests.generation.providers.fake_openai import FakeOpenAI
 from tests.generation.providers.fake_vllm import FakeVLLM, answering
 from tests.generation.tiny_models import picture, save, tiny_language_model, tiny_llava
 
@@ -135,4 +137,20 @@ def test_a_model_that_runs_elsewhere(photos: Path) -> None:
     assert "16 image tokens · 22 text tokens · first token after" in said
     assert "GFLOP" not in said  # nobody knows
     with pytest.raises(GeneratorUnreachable, match=f"{server.url} cannot be reached"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_a_vendors_model(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not asked for is the vendor's to decide: some of its models take no temperature."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    with FakeOpenAI() as server:
+        arguments = ["ask", "cat.jpg", "What is this?", "-g", f"openai:{server.url}#gpt-5-mini"]
+        result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        (asked,) = server.asked
+    assert result.stdout == "A cat sleeps.\n"
+    assert set(asked.body) == {"model", "messages", "stream", "stream_options"}
+    assert asked.headers["authorization"] == "Bearer sk-test"
+    monkeypatch.delenv("OPENAI_API_KEY")
+    arguments[-1] = "openai:gpt-5-mini"
+    with pytest.raises(ProviderKeyRefused, match="OPENAI_API_KEY"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
