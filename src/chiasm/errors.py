@@ -184,13 +184,13 @@ class GeneratorUnreachable(ChiasmError):
 
 
 class ProviderKeyRefused(GeneratorUnreachable):
-    """A provider does not take this server's key for it: its operator's matter, not the caller's."""
+    """A provider does not take this server's key: its operator's matter, not the caller's."""
 
     code = "provider_key_refused"
 
 
 class ProviderQuotaSpent(ProviderKeyRefused):
-    """This server's account with a provider is used up: its operator's matter, too."""
+    """An account of this server with a provider is used up: its operator's matter, too."""
 
     code = "provider_quota_spent"
 
