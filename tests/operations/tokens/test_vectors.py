@@ -27,11 +27,9 @@ def _every_rule() -> dict[str, ImageRule]:
         rule_from_config({"model_type": "internvl"}, {"min_patches": 2, "max_patches": 7})
     )
     unusual.append(rule_from_config({"model_type": "llama4"}, {"max_patches": 5}))
-    found = {rule.name: rule for rule in named}
-    for rule in unusual:
-        assert rule is not None
-        found[f"{rule.name} {sorted(rule.constants.items())}"] = rule
-    return found
+    unusual.append(rule_from_config({"model_type": "gemma4"}, {"max_soft_tokens": 70}))
+    assert None not in unusual
+    return {rule.name: rule for rule in [*named, *unusual] if rule is not None}
 
 
 RULES = _every_rule()

@@ -133,7 +133,8 @@ def gemini_grid(constants: Constants, width: int, height: int, detail: str) -> I
         columns, rows = min(width // height, budget), 1
     elif columns == 0:
         columns, rows = 1, min(height // width, budget)
-    return ImageCost(columns * rows, (columns * patch, rows * patch), 1, (columns, rows))
+    size = (columns * patch, rows * patch)
+    return ImageCost(columns * rows, size, 1, (columns, rows), constants.get("markers", 0))
 
 
 def fixed_by_level(constants: Constants, width: int, height: int, detail: str) -> ImageCost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from datetime import date
 from typing import Any
@@ -17,18 +18,24 @@ _NEXT_RESOLUTIONS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008
 def rule_from_config(config: Config, preprocessor: Config) -> ImageRule | None:
     """The rule of an open checkpoint; None where its kind is not known.
 
-    config, preprocessor: `config.json` and `preprocessor_config.json`, empty where there is none.
+    config, preprocessor: `config.json` and `preprocessor_config.json`, empty where there is none;
+    or the `processor_config.json` that holds both processors' entries since transformers 5.
     """
     read = _READERS.get(str(config.get("model_type", "")))
     if read is None:
         return None
+    inner = preprocessor.get("image_processor")
+    if isinstance(inner, Mapping):
+        preprocessor = {**preprocessor, **inner}
     try:
         family, constants = read(config, preprocessor)
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
+    # Costs are remembered by a rule's name, so other constants have another.
+    mark = hashlib.sha256(repr(sorted(constants.items())).encode()).hexdigest()[:8]
     return rule_of(
         {
-            "name": f"{config['model_type']}, from its configuration",
+            "name": f"{config['model_type']}, from its configuration ({mark})",
             "family": family,
             "source": "config.json and preprocessor_config.json of the checkpoint",
             "read": date.today(),
@@ -55,9 +62,15 @@ def _llava(config: Config, preprocessor: Config) -> tuple[str, Config]:
     side = int(vision.get("image_size", 336))
     if "crop_size" in preprocessor:
         side = _edge(preprocessor["crop_size"], "height", "shortest_edge")
-    patches = (side // int(vision.get("patch_size", 14))) ** 2
-    whole = config.get("vision_feature_select_strategy", "default") == "full"
-    return "fixed", {"tokens": patches + whole, "side": side}
+    patches = side // int(vision.get("patch_size", 14))
+    # CLIP's class token is counted, and left out again by the strategy that is usual.
+    extra = int(vision.get("model_type", "clip_vision_model") == "clip_vision_model")
+    stated = preprocessor.get("num_additional_image_tokens")
+    extra = extra if stated is None else int(stated)
+    name = "vision_feature_select_strategy"
+    strategy = preprocessor.get(name) or config.get(name, "default")
+    tokens = patches**2 + extra - (strategy == "default")
+    return "fixed", {"tokens": tokens, "side": side, "patches": patches}
 
 
 def _llava_next(config: Config, preprocessor: Config) -> tuple[str, Config]:
@@ -86,7 +99,11 @@ def _idefics3(config: Config, preprocessor: Config) -> tuple[str, Config]:
     tile = _edge(preprocessor.get("max_image_size", vision.get("image_size", 364)), "longest_edge")
     longest = _edge(preprocessor.get("size", 4 * tile), "longest_edge")
     scale = int(config.get("scale_factor", 2))
-    tokens = (tile // int(vision.get("patch_size", 14))) ** 2 // scale**2
+    tokens = preprocessor.get("image_seq_len")
+    if tokens is None:
+        side = int(vision.get("image_size", tile))
+        tokens = (side // int(vision.get("patch_size", 14)) // scale) ** 2
+    tokens = int(tokens)
     if preprocessor.get("do_image_splitting") is False:
         return "fixed", {"tokens": tokens, "side": tile, "markers": 3}
     return "idefics3", {"tile": tile, "longest": longest, "tokens": tokens}
@@ -112,8 +129,8 @@ def _internvl(config: Config, preprocessor: Config) -> tuple[str, Config]:
 def _paligemma(config: Config, preprocessor: Config) -> tuple[str, Config]:
     vision = _vision(config)
     side = int(vision.get("image_size", 224))
-    tokens = vision.get("num_image_tokens") or (side // int(vision.get("patch_size", 14))) ** 2
-    return "fixed", {"tokens": int(tokens), "side": side}
+    patches = side // int(vision.get("patch_size", 14))
+    return "fixed", {"tokens": patches**2, "side": side, "patches": patches}
 
 
 def _pixtral(config: Config, preprocessor: Config) -> tuple[str, Config]:
@@ -135,7 +152,24 @@ def _llama4(config: Config, preprocessor: Config) -> tuple[str, Config]:
     return "llama4", {"side": side, "tokens": tokens, "most": most}
 
 
+def _gemma4(config: Config, preprocessor: Config) -> tuple[str, Config]:
+    pooled = int(preprocessor.get("patch_size", 16)) * int(
+        preprocessor.get("pooling_kernel_size", 3)
+    )
+    tokens = int(preprocessor.get("max_soft_tokens", 280))
+    return "gemini-grid", {"patch": pooled, "levels": {"auto": tokens}, "markers": 2}
+
+
+def _small_vlm(config: Config, preprocessor: Config) -> tuple[str, Config]:
+    """The one that is shipped here: see `models.namer.WordProjectorConfig`."""
+    looks, words = 5, config["projector"]
+    tokens = 3 + int(words["whole"]) + (looks - 1) * int(words["quarter"])
+    return "fixed", {"tokens": tokens, "side": int(config.get("side", 224)), "looks": looks}
+
+
 _READERS = {
+    "gemma4": _gemma4,
+    "small-vlm": _small_vlm,
     "llava": _pixtral,  # Pixtral's published checkpoints are of this type, too
     "llava_next": _llava_next,
     "qwen2_vl": _qwen,

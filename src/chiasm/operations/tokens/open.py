@@ -127,7 +127,11 @@ def pixtral(constants: Constants, width: int, height: int, detail: str) -> Image
     longest, patch = constants["longest"], constants["patch"]
     ratio = max(width / longest, height / longest)
     if ratio > 1:
-        width, height = (max(1, math.floor(each / ratio)) for each in (width, height))
+        size = math.floor(width / ratio), math.floor(height / ratio)
+        if not min(size):
+            why = f"is too thin: scaled to {longest:,} nothing is left of its shorter side"
+            raise refuse(width, height, why, "Cut it into pieces.")
+        width, height = size
     columns, rows = (width - 1) // patch + 1, (height - 1) // patch + 1
     return ImageCost(rows * (columns + 1), (columns * patch, rows * patch), 1, (columns, rows))
 

@@ -133,7 +133,8 @@ def gemini_grid(constants: Constants, widths: Sides, heights: Sides, detail: str
     rows = np.floor(scale * heights / patch).astype(np.int64)
     flat = np.minimum(widths // heights, budget)
     tall = np.minimum(heights // widths, budget)
-    return np.where(rows == 0, flat, np.where(columns == 0, tall, columns * rows)), 0
+    tokens = np.where(rows == 0, flat, np.where(columns == 0, tall, columns * rows))
+    return tokens, constants.get("markers", 0)
 
 
 def fixed_by_level(constants: Constants, widths: Sides, heights: Sides, detail: str) -> Any:
@@ -247,11 +248,10 @@ def _near(grids: Iterable[tuple[int, int]], low: float, high: float) -> list[tup
 def pixtral(constants: Constants, widths: Sides, heights: Sides, detail: str) -> Any:
     longest, patch = constants["longest"], constants["patch"]
     ratio = np.maximum(np.maximum(widths / longest, heights / longest), 1.0)
-    columns, rows = (
-        _up(np.maximum(np.floor(sides / ratio).astype(np.int64), 1), patch)
-        for sides in (widths, heights)
-    )
-    return rows * (columns + 1), 0
+    widths, heights = (np.floor(sides / ratio).astype(np.int64) for sides in (widths, heights))
+    tokens = _up(heights, patch) * (_up(widths, patch) + 1)
+    tokens[np.minimum(widths, heights) < 1] = REFUSED
+    return tokens, 0
 
 
 def llama4(constants: Constants, widths: Sides, heights: Sides, detail: str) -> Any:
