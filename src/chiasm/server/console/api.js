@@ -42,6 +42,7 @@ export const api = {
   thumbnailUrl: (collection, id) => `${itemPath(collection, id)}/thumbnail`,
 
   models: async () => (await call("GET", "/v1/models")).data,
+  plan: (body, options) => call("POST", "/v1/plan", { body, ...options }),
   chat,
 
   addFile,

@@ -8,6 +8,7 @@ import { pageHref, route } from "./route.js";
 import { announcement, connect, server } from "./state.js";
 import { tally } from "./adding.js";
 import { Locked } from "./views/locked.js";
+import { Plan } from "./views/plan.js";
 import { Playground } from "./views/playground.js";
 import { Search } from "./views/search.js";
 import { Starting } from "./views/starting.js";
@@ -16,6 +17,7 @@ import { Starting } from "./views/starting.js";
 const PAGES = [
   { name: "search", label: "Search", view: Search },
   { name: "playground", label: "Playground", view: Playground },
+  { name: "plan", label: "Plan", view: Plan },
 ];
 
 function App() {
