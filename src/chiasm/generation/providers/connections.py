@@ -18,6 +18,8 @@ from weakref import WeakKeyDictionary
 from chiasm.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx2
 
 _Pools = WeakKeyDictionary[asyncio.AbstractEventLoop, "httpx2.AsyncClient"]
@@ -58,6 +60,7 @@ class Connections:
         self._new_pool = new_pool
         self._spare = spare
         self._pools: _Pools = WeakKeyDictionary()
+        self._places: dict[str, httpx2.URL] = {}
         self._lock = threading.Lock()
         self.users = 0
 
@@ -101,9 +104,14 @@ class Connections:
         return await self._pool().send(request, stream=True, follow_redirects=False)
 
     def _place(self, path: str) -> httpx2.URL:
-        path, _, query = path.partition("?")
-        place = self._address.copy_with(path=self._address.path + path)
-        return place.copy_with(query=query.encode()) if query else place
+        """Kept, because to put a URL together takes as long as to parse an answer's event."""
+        place = self._places.get(path)
+        if place is None:
+            path_alone, _, query = path.partition("?")
+            place = self._address.copy_with(path=self._address.path + path_alone)
+            place = place.copy_with(query=query.encode()) if query else place
+            self._places[path] = place
+        return place
 
     def _pool(self) -> httpx2.AsyncClient:
         loop = asyncio.get_running_loop()
@@ -138,6 +146,14 @@ def no_address(stated: str | None) -> ConfigurationError:
         hint="Write it as https://host:port, with the path where its API is.",
         param="base_url",
     )
+
+
+@cache
+def certificates() -> ssl.SSLContext:
+    """Those that are trusted, read once: a pool that reads them itself takes 50 to 100 ms."""
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 @cache
