@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from functools import cache
 from typing import TYPE_CHECKING
 
 from chiasm.errors import ConfigurationError
-from chiasm.generation.providers.connections import Connections, connected, no_address
+from chiasm.generation.providers.connections import (
+    Connections,
+    certificates,
+    connected,
+    no_address,
+)
 
 if TYPE_CHECKING:
-    import ssl
-
     import httpx2
 
 _NO_KEY = "none"  # the SDK asks for one; a server without keys is sent none
@@ -84,12 +86,4 @@ def _new_pool() -> httpx2.AsyncClient:
     import httpx2
 
     limits = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
-    return httpx2.AsyncClient(limits=limits, verify=_certificates())
-
-
-@cache
-def _certificates() -> ssl.SSLContext:
-    """Read once: that takes 40 ms."""
-    import httpx2
-
-    return httpx2.create_ssl_context()
+    return httpx2.AsyncClient(limits=limits, verify=certificates())

@@ -19,7 +19,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from chiasm.errors import ConfigurationError
-from chiasm.generation.providers.connections import Connections, connected, no_address
+from chiasm.generation.providers.connections import (
+    Connections,
+    certificates,
+    connected,
+    no_address,
+)
 
 if TYPE_CHECKING:
     import httpx2
@@ -72,9 +77,9 @@ def _new_pool() -> httpx2.AsyncClient:
     from openai import DefaultAioHttpClient, DefaultAsyncHttpxClient
 
     try:
-        return DefaultAioHttpClient()
+        return DefaultAioHttpClient(verify=certificates())
     except RuntimeError:  # an SDK that was installed without aiohttp
-        return DefaultAsyncHttpxClient()
+        return DefaultAsyncHttpxClient(verify=certificates())
 
 
 def is_openais_own(host: str) -> bool:
