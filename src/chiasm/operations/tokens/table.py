@@ -32,7 +32,7 @@ ARITHMETIC: Mapping[str, tuple[Arithmetic, bool]] = {
     "llama4": (open.llama4, False),
 }
 _DATED = re.compile(r"[-@](?:20\d{6}|20\d{2}-\d{2}-\d{2}|latest|preview(?:-\d{2}-\d{2,4})?)$")
-_VENDORS = ("openai.", "anthropic.", "google.", "us.", "eu.", "apac.", "global.")
+_RESOLD = ("us.", "eu.", "apac.", "global.", "openai.", "anthropic.", "meta.", "mistral.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,8 @@ def spellings(model: str) -> list[str]:
     spellings = [name]
     last = name.rpartition("/")[2]
     spellings.append(last)
-    for vendor in _VENDORS:
-        last = last.removeprefix(vendor)
+    for before in _RESOLD:  # a region of Bedrock's, then a vendor
+        last = last.removeprefix(before)
     last = re.sub(r"-v\d+(:\d+)?$", "", last)  # Bedrock's versions
     spellings.append(last)
     spellings.append(_DATED.sub("", last))
