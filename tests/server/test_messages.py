@@ -7,7 +7,9 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -39,6 +41,7 @@ from chiasm.media import Image
 from chiasm.operations.database import open_database
 from chiasm.operations.keys import Keys
 from chiasm.server import create_app
+from chiasm.settings import ModelSettings
 from tests.server.conftest import COLOURS, ColourEmbedder, LiveServer, make_settings, picture
 from tests.server.scripted import SAID, WANTS_TOOLS, ScriptedGenerator
 
@@ -596,6 +599,24 @@ def test_models(sdk: anthropic.Anthropic, live: LiveServer) -> None:
     plain = httpx.get(f"{live.url}/v1/models", timeout=60).json()
     assert plain["object"] == "list"
     assert {"colours", "scripted"} <= {each["id"] for each in plain["data"]}
+
+
+def test_pages_of_models(model: ScriptedGenerator, tmp_path: Path) -> None:
+    routes = {name: ModelSettings(targets=("scripted",)) for name in ("a", "b", "c", "d")}
+    settings = replace(make_settings(tmp_path), models=routes)
+    app = create_app(settings, embedder=ColourEmbedder(), generator=model)
+    with (
+        LiveServer(app) as live,
+        anthropic.Anthropic(base_url=live.url, api_key="none", max_retries=0) as client,
+    ):
+        names = [each.id for each in client.models.list()]
+        assert set(names) == {"scripted", "a", "b", "c", "d"}
+        assert [each.id for each in client.models.list(limit=2)] == names
+        page = client.models.list(limit=2, before_id=names[4])
+        assert [each.id for each in page.data] == names[2:4]
+        assert [each.id for each in page] == [*names[2:4], *names[:2]]
+        with pytest.raises(anthropic.NotFoundError):
+            client.models.list(after_id="e")
 
 
 # Keys -------------------------------------------------------------------------------------------
