@@ -23,6 +23,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 
 from tests.e2e.conftest import PLACES, new_picture, sample_picture
 from tests.e2e.console_page import CHROMIUM_FLAGS, PHONE, ConsolePage
+from tests.e2e.plan_page import PlanPage
 from tests.e2e.playground_page import PlaygroundPage
 from tests.e2e.serving import ServerProcess, WeightsMissing
 
@@ -58,6 +59,7 @@ def main(folder: Path, generator: str = "default-vlm") -> None:
             for words in ("warm", "up"):  # the first searches pay for what is loaded late
                 server.call("POST", "/v1/collections/sample/search", json={"text": words})
             take(browser, server, folder)
+            take_plan(browser, server, folder)
         try:
             with started(sample=False, generator=generator) as server:
                 take_playground(browser, server.wait_for_generator(), folder)
@@ -120,6 +122,30 @@ def take(browser: Browser, server: ServerProcess, folder: Path) -> None:
     )
     expect(console.tray.get_by_role("heading")).to_have_text("6 added, 1 already there, 1 failed")
     save(console, folder / "console-adding.png")
+
+
+def take_plan(browser: Browser, server: ServerProcess, folder: Path) -> None:
+    """A photograph, as one model sees it, and what it costs of every other."""
+    for name, context in {"light": {}, "dark": {}, "phone": PHONE}.items():
+        scheme = "dark" if name == "dark" else "light"
+        plan = PlanPage(browser, server.url, **context, color_scheme=scheme).visit()
+        plan.choose("coffee.png", enlarged("coffee", (1536, 1024)))
+        plan.row("openai/gpt-4.1").click()
+        expect(plan.caption).to_contain_text("crops")
+        if name == "dark":
+            plan.row("anthropic/claude-haiku-4-5").click()
+            plan.slider.fill("400")
+            expect(plan.caption).to_contain_text("budget")
+        plan.page.evaluate("() => window.scrollTo(0, 0)")
+        save(plan, folder / f"console-plan-{name}.png")
+
+
+def enlarged(name: str, size: tuple[int, int]) -> bytes:
+    """A picture of the sample, as large as those that people send."""
+    buffer = io.BytesIO()
+    with PIL.Image.open(io.BytesIO(sample_picture(name))) as picture:
+        picture.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def take_playground(browser: Browser, server: ServerProcess, folder: Path) -> None:

@@ -67,7 +67,8 @@ function Grid({ image }) {
 function Caption({ row, image }) {
   if (row.refusal) return html`<strong>${row.model}</strong><span class="plan-refusal">${row.refusal}</span>`;
   const cells = image.grid ? image.grid[0] * image.grid[1] : 0;
-  const cut = image.tiles > 1 ? `, cut into ${plural(cells, "crop")}${image.tiles > cells ? " and an overview" : ""}` : "";
+  const parts = [image.tiles > 1 && cells > 1 && `cut into ${plural(cells, "crop")}`, image.tiles > cells && cells > 0 && "with an overview"];
+  const cut = parts.filter(Boolean).map((words) => `, ${words}`).join("");
   const [width, height] = image.sent;
   const smaller = width !== picture.value.width || height !== picture.value.height;
   return html`<strong>${row.model}</strong>
