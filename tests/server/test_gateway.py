@@ -93,7 +93,9 @@ class Gateway:
 
 def settings_for(folder: Path, first: FakeOpenAI, second: FakeOpenAI, **more: Any) -> Settings:
     providers = {
-        "first": ProviderSettings("openai", base_url=first.url, between_seconds=2.0, failures=99),
+        "first": ProviderSettings(
+            "openai", first.url, "FIRST_KEY", between_seconds=2.0, failures=99
+        ),
         "second": ProviderSettings("openai", base_url=second.url, failures=99),
         "away": ProviderSettings("openai", base_url="http://127.0.0.1:9/v1", connect_seconds=0.5),
     }
@@ -118,7 +120,7 @@ def settings_for(folder: Path, first: FakeOpenAI, second: FakeOpenAI, **more: An
 def module_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("gateway")
     with FakeOpenAI() as first, FakeOpenAI() as second, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPENAI_API_KEY", "sk-upstream")
+        patch.setenv("FIRST_KEY", "sk-upstream")
         settings = settings_for(folder, first, second)
         with LiveServer(create_app(settings, embedder=ColourEmbedder())) as live:
             database = open_database("", settings.data_dir)
@@ -137,7 +139,7 @@ def gateway(module_gateway: Gateway) -> Gateway:
 @pytest.fixture
 def keyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
     """One that answers to holders of keys alone."""
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-upstream")
+    monkeypatch.setenv("FIRST_KEY", "sk-upstream")
     with FakeOpenAI() as first, FakeOpenAI() as second:
         settings = settings_for(tmp_path, first, second)
         database = open_database("", settings.data_dir)
@@ -167,6 +169,22 @@ def test_a_providers_model_by_its_name(gateway: Gateway) -> None:
     (asked,) = gateway.first.asked
     assert asked.headers["authorization"] == "Bearer sk-upstream"
     assert asked.body["model"] == "gpt-4o"
+
+
+def test_a_vendors_key_does_not_go_elsewhere(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-openai")
+    gateway.ask(model="second/another")
+    assert "sk-of-openai" not in str(gateway.second.asked[0].headers)
+
+
+def test_without_a_bill_the_plan_counts(gateway: Gateway) -> None:
+    gateway.first.script = lambda asked: Reply([role(), text("x"), chunk(reason="stop")])
+    usage = gateway.ask(image(photo(1024, 1024))).usage.to_dict()
+    assert usage["prompt_tokens_details"]["image_tokens"] == 765
+    assert usage["estimated"] is True
+    assert usage["cost"] > 0.765
 
 
 def test_a_plain_picture_arrives_as_it_was_sent(gateway: Gateway) -> None:

@@ -87,6 +87,8 @@ async def _answered(record: _Record, runtime: Runtime) -> AsyncGenerator[Event]:
                 async for event in events:
                     if isinstance(event, Completed):
                         event = Completed(runtime.books.billed(trace, request, event.usage))
+                        if trace.target not in (None, targets[0]):
+                            record.planned = runtime.books.planned([trace.target], request)
                     record.see(event)
                     yield event
         finally:

@@ -51,13 +51,17 @@ class Books:
         return replace(found[0], cost=dearest)
 
     def billed(self, trace: Trace, request: Request, usage: Usage) -> Usage:
-        """The usage with its cost; with the pictures' share by rule, where none was stated."""
+        """The usage with its cost; with the pictures' share by rule, where none was stated.
+
+        Where a provider sent no bill the prompt counts as it was planned.
+        """
         target = trace.target
         assert target is not None
         if usage.estimated:
             rule = self.planner.estimate(self._name(target), self.fit(target, request))
-            share = min(rule.image_tokens, usage.prompt_tokens)
-            usage = replace(usage, text_tokens=usage.prompt_tokens - share, image_tokens=share)
+            whole = usage.prompt_tokens or rule.text_tokens + rule.image_tokens
+            share = min(rule.image_tokens, whole)
+            usage = replace(usage, text_tokens=whole - share, image_tokens=share)
         return replace(usage, cost=self._cost(trace, target, usage))
 
     def broken_off(self, trace: Trace, request: Request, pieces: int) -> Usage:

@@ -125,7 +125,7 @@ class Runtime:
             max_seconds=settings.fetch.max_seconds,
         )
         self.routes = Routes(settings.providers, settings.models)
-        self.providers = Providers(settings.providers)
+        self.providers = Providers(settings.providers, limits=settings.media)
         self.measurements = Measurements(settings.data_dir)
         self.router = Router(
             self.providers,

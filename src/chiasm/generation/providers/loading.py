@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -36,10 +37,15 @@ class Providers:
     """
 
     def __init__(
-        self, settings: Mapping[str, ProviderSettings], *, make: Make | None = None
+        self,
+        settings: Mapping[str, ProviderSettings],
+        *,
+        make: Make | None = None,
+        limits: Limits | None = None,
     ) -> None:
+        """limits: of pictures that must be decoded before they are sent."""
         self.settings = settings
-        self._make = make or make_generator
+        self._make = make or functools.partial(make_generator, limits=limits)
         self._generators: dict[Target, Generator] = {}
         self._making: dict[Target, asyncio.Task[Generator]] = {}
         self._places = {name: asyncio.Semaphore(each.places) for name, each in settings.items()}
@@ -80,12 +86,15 @@ class Providers:
 
 
 def key_for(name: str, provider: ProviderSettings) -> str | None:
-    """The key in the environment, if there is one."""
-    variables = (
-        (provider.key_variable,)
-        if provider.key_variable
-        else KEY_VARIABLES.get(kind_of(name, provider), ())
-    )
+    """The key in the environment, if there is one.
+
+    A vendor's key is for the vendor: another address gets the one that its settings name, or none.
+    """
+    kind = kind_of(name, provider)
+    if provider.key_variable:
+        variables: tuple[str, ...] = (provider.key_variable,)
+    else:
+        variables = KEY_VARIABLES[kind] if kind == "vllm" or not provider.base_url else ()
     return next((os.environ[each] for each in variables if os.environ.get(each)), None)
 
 
