@@ -110,7 +110,10 @@ def generator_at(address: Address, limits: Limits | None = None) -> Generator:
         return VLLMGenerator(address, limits=limits)
     from chiasm.settings import ProviderSettings
 
-    provider = ProviderSettings(base_url=",".join(address.urls))
+    # Whoever writes an address on the command line has set the key for it beside it.
+    names = KEY_VARIABLES[address.scheme]
+    variable = next((each for each in names if os.environ.get(each)), names[0])
+    provider = ProviderSettings(base_url=",".join(address.urls), key_variable=variable)
     return make_generator(address.scheme, provider, address.model or "", limits=limits)
 
 
