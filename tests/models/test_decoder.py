@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chiasm.errors import InvalidRequest, UnsupportedCheckpoint
 from chiasm.models.cache import KeyValueCache
-from chiasm.models.checkpoint import load_model, save_checkpoint
+from chiasm.models.checkpoint import load_model
 from chiasm.models.configuration import read_config
 from chiasm.models.decoder import LAYOUT, Decoder, DecoderConfig, Qwen2Config, causal_mask
 
@@ -188,7 +188,6 @@ def random_decoder(config: Any) -> tuple[Any, Any]:
     return reference, ours.eval()
 
 
-@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(
     "config",
     [
@@ -199,10 +198,8 @@ def random_decoder(config: Any) -> tuple[Any, Any]:
     ],
     ids=["Llama", "Llama with biases", "Qwen2", "Qwen3"],
 )
-def test_tokens_read_one_by_one_give_the_same_logits(config: Any, fused: bool) -> None:
+def test_tokens_read_one_by_one_give_the_same_logits(config: Any) -> None:
     reference, ours = random_decoder(config)
-    if fused:
-        ours.fuse()
     added = torch.randn(48, generator=torch.Generator().manual_seed(1))
     cache, hooked = KeyValueCache(ours.config, capacity=3), KeyValueCache(ours.config)
     text, parts, moved = IDS[:1], [], []
@@ -221,40 +218,6 @@ def test_tokens_read_one_by_one_give_the_same_logits(config: Any, fused: bool) -
         expected_moved = reference(text).logits
     torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(torch.cat(moved, dim=1), expected_moved, atol=1e-4, rtol=0)
-
-
-def test_fused_weights_are_the_same_to_everyone_else(folder: Path, tmp_path: Path) -> None:
-    ours: Any = load_model(folder)
-    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
-    ours.fuse()
-    after = ours.state_dict()
-    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    save_checkpoint(tmp_path / "saved", ours)
-    written = load_file(tmp_path / "saved" / "model.safetensors")
-    original = load_file(folder / "model.safetensors")
-    assert written.keys() == original.keys()
-    assert all(torch.equal(written[name], tensor) for name, tensor in original.items())
-    again: Any = load_model(tmp_path / "saved")
-    torch.testing.assert_close(again(again.embed(IDS)), ours(ours.embed(IDS)))
-
-
-def test_fused_weights_can_be_trained_and_exchanged(folder: Path, reference: Any) -> None:
-    """A change to any weight counts at once; nothing that was fused is used in its stead."""
-    ours: Any = load_model(folder)
-    ours.fuse()
-    attention, mlp = ours.layers[1].attention, ours.layers[2].mlp
-    with torch.no_grad():
-        attention.k.weight += 0.1  # in place, as an optimizer does
-        mlp.up.weight = torch.nn.Parameter(mlp.up.weight * 2)  # another tensor
-    changed = type(reference)(reference.config).eval()
-    changed.load_state_dict(reference.state_dict())
-    with torch.inference_mode():
-        changed.model.layers[1].self_attn.k_proj.weight += 0.1
-        changed.model.layers[2].mlp.up_proj.weight *= 2
-        cache = KeyValueCache(ours.config)
-        parts = [read(ours, token, cache) for token in IDS[:1].split(1, dim=1)]
-        expected = changed(IDS[:1]).logits
-    torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=1e-4, rtol=0)
 
 
 def test_an_adapter_in_a_layer_is_asked_for_every_token(folder: Path, reference: Any) -> None:
@@ -276,25 +239,6 @@ def test_an_adapter_in_a_layer_is_asked_for_every_token(folder: Path, reference:
         parts = [read(ours, token, cache) for token in IDS[:1].split(1, dim=1)]
         expected = changed(IDS[:1]).logits
     torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=1e-4, rtol=0)
-
-
-def test_decoding_leaves_the_number_of_threads_as_it_was(decoder: Decoder) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-
-    def cancelled(layer: int, tokens: Tensor) -> Tensor:
-        raise KeyboardInterrupt
-
-    try:
-        with torch.inference_mode():
-            cache = KeyValueCache(decoder.config)
-            read(decoder, IDS[:1, :1], cache)
-            assert torch.get_num_threads() == 2
-            with pytest.raises(KeyboardInterrupt):
-                decoder(decoder.embed(IDS[:1, :1]), cache=cache, before_layer=cancelled)
-            assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
 
 
 # Spellings --------------------------------------------------------------------------------------

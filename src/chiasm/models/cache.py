@@ -66,18 +66,6 @@ class KeyValueCache:
             self.length = end
         return all_keys, all_values
 
-    def append_one(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """As `append`, for one token of one sequence: [key heads, head width] each."""
-        end = self.length + 1
-        if end > self.capacity:
-            self.reserve(end)
-        keys, values = self.keys[layer], self.values[layer]
-        keys.select(2, self.length).copy_(key)
-        values.select(2, self.length).copy_(value)
-        if layer == len(self.keys) - 1:
-            self.length = end
-        return keys.narrow(2, 0, end), values.narrow(2, 0, end)
-
     def reserve(self, capacity: int) -> None:
         """Make room for so many tokens, and for twice as many as now if that is more."""
         if capacity > self.capacity:

@@ -20,7 +20,6 @@ from chiasm.errors import InvalidRequest, UnsupportedCheckpoint
 from chiasm.models.cache import KeyValueCache
 from chiasm.models.configuration import at_least_one
 from chiasm.models.layout import Layout, Names, under
-from chiasm.models.one_token import Lane, advance, is_one_token, lanes_of, product
 from chiasm.models.rotary import RopeParameters, RotaryTable, turned
 from chiasm.models.transformer import activation
 
@@ -220,17 +219,23 @@ class DecoderAttention(nn.Module):
         cache: KeyValueCache | None,
     ) -> Tensor:
         """[batch, tokens, width] → the same. turn: cos and sin, [batch or 1, tokens, 1, width]."""
-        q = self.q(tokens).unflatten(-1, (-1, self.head_dim))  # [batch, tokens, heads, head width]
-        k = self.k(tokens).unflatten(-1, (-1, self.head_dim))
-        v = self.v(tokens).unflatten(-1, (-1, self.head_dim))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = turned(q, *turn).transpose(1, 2), turned(k, *turn).transpose(1, 2)
-        v = v.transpose(1, 2)
+        q, k, v = (each.transpose(1, 2) for each in self.project(tokens, turn))
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         mixed = attend(q, k, v, mask, causal)  # [batch, heads, tokens, head width]
         return self.o(mixed.transpose(1, 2).flatten(2))
+
+    def project(self, tokens: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """[..., width] → queries, keys and values, turned, [..., heads, head width] each.
+
+        turn: cos and sin, broadcast to them.
+        """
+        q = self.q(tokens).unflatten(-1, (-1, self.head_dim))
+        k = self.k(tokens).unflatten(-1, (-1, self.head_dim))
+        v = self.v(tokens).unflatten(-1, (-1, self.head_dim))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return turned(q, *turn), turned(k, *turn), v
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -240,6 +245,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -
         # The heads that share keys become the queries of one head: nothing has to be repeated.
         grouped = q.reshape(len(q), k.shape[1], -1, q.shape[3])
         return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).reshape(q.shape)
+    if mask is not None and q.device.type == "cuda" and heads != k.shape[1]:
+        # Of CUDA's kernels none takes both a mask and shared keys, but for one that writes out all
+        # the scores.
+        k, v = (each.repeat_interleave(heads // each.shape[1], dim=1) for each in (k, v))
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=heads != k.shape[1]
     )
@@ -302,7 +311,6 @@ class Decoder(nn.Module):
             theta=config.rope_theta,
             longest=config.max_position_embeddings,
         )
-        self._lanes: list[Lane | None] = []  # see `fuse`
         self.apply(_initialise)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -334,8 +342,6 @@ class Decoder(nn.Module):
         turn = self.rotary.at(
             range(before, before + length) if positions is None else positions, embeddings
         )
-        if self._lanes and cache is not None and mask is None and is_one_token(embeddings):
-            return advance(self, self._lanes, embeddings, turn, cache, before_layer)
         causal = mask is None and before == 0 and length > 1
         if mask is None and before > 0 and length > 1:
             mask = causal_mask(before + length, length, device=embeddings.device)
@@ -353,22 +359,9 @@ class Decoder(nn.Module):
             self.config, batch=batch, capacity=capacity, dtype=weight.dtype, device=weight.device
         )
 
-    def fuse(self) -> None:
-        """Lay the weights so that one stream on a CPU is decoded fastest, see `one_token`.
-
-        They stay equal and in use by their modules. Half a second's work for 135 million of them;
-        for networks that were mapped from a file, it brings them into memory.
-        """
-        self._lanes = lanes_of(self)
-
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., width] → [..., vocabulary]."""
-        weight = (self.head or self.embedding).weight
-        one = hidden.numel() == hidden.shape[-1] and not torch.is_grad_enabled()
-        if one and weight.device.type == "cpu" and weight.stride(0) == 1:  # as `fuse` lays it
-            row = hidden.reshape(1, -1)
-            return product(row, weight.t()).view(*hidden.shape[:-1], -1)
-        return F.linear(hidden, weight)
+        return F.linear(hidden, (self.head or self.embedding).weight)
 
 
 def _initialise(module: nn.Module) -> None:

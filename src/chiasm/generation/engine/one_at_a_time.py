@@ -58,8 +58,6 @@ class OneAtATime:
         self._grammars = Grammars.of(checkpoint)
         self._waiting: list[Question] = []
         self._device = next(checkpoint.decoder.parameters()).device
-        if self._device.type == "cpu":
-            checkpoint.decoder.fuse()
 
     @property
     def cached_bytes(self) -> int:
