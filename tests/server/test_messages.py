@@ -180,6 +180,7 @@ def test_a_stream_has_the_documented_sequence(sdk: anthropic.Anthropic) -> None:
         "message_stop",
     ]
     start, opened, *_, delta, _ = events
+    assert start.message.usage.input_tokens > 0, "as it is planned: the bill comes at the end"
     assert start.message.content == []
     assert start.message.stop_reason is None
     assert (opened.index, opened.content_block.text) == (0, "")

@@ -51,12 +51,17 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer under way. model: the name that is shown. digest: the weights', where known."""
+    """An answer under way.
+
+    model: the name that is shown. digest: the weights', where known. planned: tokens of the
+        prompt, as they were expected.
+    """
 
     model: str
     digest: str
     events: AsyncGenerator[Event]
     trace: Trace
+    planned: int
 
 
 async def ask(question: Question, caller: Caller, http: Http, runtime: Runtime) -> Answer:
@@ -70,7 +75,8 @@ async def ask(question: Question, caller: Caller, http: Http, runtime: Runtime) 
     request = completed(question.request, route, caller)
     record = _Record(question, request, caller, http, route, trace)
     events = await begun(_answered(record, runtime))
-    return Answer(route.name, runtime.digest_of(route), events, trace)
+    planned = 0 if record.planned is None else record.planned.prompt_tokens
+    return Answer(route.name, runtime.digest_of(route), events, trace, planned)
 
 
 async def _answered(record: _Record, runtime: Runtime) -> AsyncGenerator[Event]:

@@ -46,14 +46,23 @@ def whole_message(parts: Parts, model: str) -> bytes:
     )
 
 
-async def message_events(events: AsyncGenerator[Event], model: str) -> AsyncGenerator[bytes]:
-    """The answer as server-sent events. Raises what `events` raises."""
+async def message_events(
+    events: AsyncGenerator[Event], model: str, planned: int
+) -> AsyncGenerator[bytes]:
+    """The answer as server-sent events. planned: tokens of the prompt, as they were expected.
+
+    Raises what `events` raises.
+    """
     parts, written = Parts(), _Blocks()
     yield sse(
         {
             "type": "message_start",
             # What the prompt takes is known for certain at the end; `message_delta` says it.
-            "message": {**_message(model, []), **_ENDLESS, "usage": _NOTHING_YET},
+            "message": {
+                **_message(model, []),
+                **_ENDLESS,
+                "usage": {**_NOTHING_YET, "input_tokens": planned},
+            },
         },
         "message_start",
     )

@@ -61,7 +61,7 @@ async def create_message(
 
     shape = Shape(
         whole,
-        lambda answer: message_events(answer.events, answer.model),
+        lambda answer: message_events(answer.events, answer.model, answer.planned),
         lambda error: trouble(error, request.state.request_id),
     )
     return await respond(question, shape, caller, request, runtime)
