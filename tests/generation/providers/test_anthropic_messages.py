@@ -432,6 +432,12 @@ def test_an_end_that_is_none(server: FakeOpenAI, model: AnthropicMessages, reaso
         answers(model, asked())
 
 
+def test_an_end_without_a_reason(server: FakeOpenAI, model: AnthropicMessages) -> None:
+    replying(server, shapes.begin(), *shapes.words(0, "A"), shapes.event("message_stop"))
+    with pytest.raises(GeneratorFailed, match="ended before its answer did"):
+        answers(model, asked())
+
+
 def test_wishes_for_tools(server: FakeOpenAI, model: AnthropicMessages) -> None:
     replying(
         server,
@@ -514,10 +520,11 @@ def test_the_bill(server: FakeOpenAI, model: AnthropicMessages) -> None:
 def test_the_last_sums_count(server: FakeOpenAI, model: AnthropicMessages) -> None:
     replying(
         server,
-        shapes.begin(given=472),
+        shapes.begin(given=472, read=5),
         *shapes.words(0, "A"),
         *shapes.end(usage={"input_tokens": 10_682, "output_tokens": 510,
                            "cache_read_input_tokens": None}),
     )  # fmt: skip
     bill = usage(answers(model, asked()))
-    assert (bill.prompt_tokens, bill.answer_tokens) == (10_682, 510)
+    assert (bill.prompt_tokens, bill.answer_tokens) == (10_687, 510)
+    assert bill.cached_tokens == 5, "what was left out has not changed"
