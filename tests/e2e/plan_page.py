@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from playwright.sync_api import Locator
 
 from tests.e2e.console_page import ConsolePage
@@ -24,8 +26,9 @@ class PlanPage(ConsolePage):
         return self.page.locator(".plan-row")
 
     def row(self, model: str) -> Locator:
-        """A model's row, by its whole name."""
-        name = self.page.locator(".plan-name").filter(has_text=model)
+        """A model's row, by its whole name; the first of its levels."""
+        whole = re.compile(rf"^{re.escape(model)}(auto|low|high|original)?$")
+        name = self.page.locator(".plan-name").filter(has_text=whole)
         return self.rows.filter(has=name).first
 
     @property

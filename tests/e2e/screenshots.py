@@ -137,6 +137,7 @@ def take_plan(browser: Browser, server: ServerProcess, folder: Path) -> None:
             plan.slider.fill("400")
             expect(plan.caption).to_contain_text("budget")
         plan.page.evaluate("() => window.scrollTo(0, 0)")
+        plan.page.mouse.move(0, 0)
         save(plan, folder / f"console-plan-{name}.png")
 
 

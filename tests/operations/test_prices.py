@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 
 import genai_prices
 import pytest
 
-from chiasm.operations.prices import Prices, Rate, Tokens, published
+from chiasm.operations.price_list import PriceList
+from chiasm.operations.prices import Prices, Rate, Tokens
 from chiasm.settings import PriceSettings, ProviderSettings
 
 MODELS = [
@@ -78,8 +82,37 @@ def test_a_provider_by_another_name_has_its_vendors_prices() -> None:
 
 
 def test_prices_of_another_day() -> None:
-    before = published("openai", "o3", at=datetime(2025, 5, 1, tzinfo=UTC))
-    after = published("openai", "o3", at=datetime(2025, 8, 1, tzinfo=UTC))
-    assert before is not None
-    assert after is not None
-    assert (before.input.base, after.input.base) == (Decimal(10), Decimal(2))  # OpenAI, 2025-06-10
+    def at(month: int) -> Decimal:
+        rates = PriceList().look("openai", "o3", at=datetime(2025, month, 1, tzinfo=UTC)).rates
+        assert rates is not None
+        return rates.input.base
+
+    assert (at(5), at(8)) == (Decimal(10), Decimal(2))  # OpenAI, 2025-06-10
+
+
+def test_a_list_that_is_kept_says_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "prices.json"
+    names = [(vendor, model) for _, vendor, model in MODELS]
+    names += [("openai", "no-such"), ("", "gpt-4o"), ("", "no-such")]
+    first = PriceList(file)
+    looked_up = [first.look(*name) for name in names]
+    assert looked_up == [PriceList().look(*name) for name in names]
+    first.save()
+    script = (
+        "import sys, pathlib\nfrom chiasm.operations.price_list import PriceList\n"
+        f"kept = PriceList(pathlib.Path({str(file)!r}))\n"
+        f"print([kept.look(*name) for name in {names!r}])\n"
+        "assert 'genai_prices' not in sys.modules\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == repr(looked_up)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"stamp": "of another day"}'])
+def test_a_damaged_memory_is_none(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "prices.json"
+    file.write_text(content)
+    assert PriceList(file).look("openai", "gpt-4o") == PriceList().look("openai", "gpt-4o")
+    shown = PriceList(tmp_path)  # a folder
+    shown.look("openai", "gpt-4o")
+    shown.save()

@@ -66,8 +66,10 @@ def plan(
             hint='Try: chiasm plan photo.jpg --prompt "What is this?", or --size 1920x1080',
         )
     from chiasm.operations.plan import DEFAULT_ANSWER, Planner
+    from chiasm.operations.price_list import PriceList
 
-    planner = Planner(settings, seconds=_seconds(settings), warm=False)
+    listed = PriceList(settings.cache_dir / "prices.json")
+    planner = Planner(settings, seconds=_seconds(settings), warm=False, listed=listed)
     tokens, cost = _budget(fit or [])
     rows = planner.plan(
         asked,
@@ -78,6 +80,7 @@ def plan(
         fit_tokens=tokens,
         fit_cost=cost,
     )
+    listed.save()
     repeats = planner.repeats(asked)
     if as_json:
         _print_json(rows, asked, repeats)

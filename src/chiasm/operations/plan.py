@@ -31,6 +31,7 @@ from chiasm.operations.tokens import ImageCost, ImageRule, limits_for
 if TYPE_CHECKING:
     from chiasm.generation.messages import Message, Part
     from chiasm.generation.request import Request
+    from chiasm.operations.price_list import PriceList
     from chiasm.operations.prices import Spent
     from chiasm.operations.text_tokens import TextCount
     from chiasm.settings import Settings
@@ -53,14 +54,20 @@ class Planner:
     """
 
     def __init__(
-        self, settings: Settings, *, seconds: Seconds = lambda target: None, warm: bool = True
+        self,
+        settings: Settings,
+        *,
+        seconds: Seconds = lambda target: None,
+        warm: bool = True,
+        listed: PriceList | None = None,
     ) -> None:
         """seconds: to a target's first token, as measured of late; None if it never was.
 
         warm: load now what the first request would wait for: prices, tokenizers, rules.
+        listed: the published prices, where they are kept in a file.
         """
         self._seconds = seconds
-        self.models = Models(settings)
+        self.models = Models(settings, listed)
         self._costs: dict[tuple[str, Size, str], ImageCost | InvalidRequest] = {}
         self._fitted: dict[Any, list[Size]] = {}
         if warm:

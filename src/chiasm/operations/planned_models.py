@@ -14,7 +14,8 @@ from chiasm.generation.providers.address import is_remote, parse_address
 from chiasm.generation.targets import kind_of, unknown
 from chiasm.operations import open_models
 from chiasm.operations.open_models import OpenModel
-from chiasm.operations.prices import Prices, context_of
+from chiasm.operations.price_list import PriceList
+from chiasm.operations.prices import Prices
 from chiasm.operations.text_tokens import TextCounter, counter_for, own_counter
 from chiasm.operations.tokens import ImageRule, known_models, rule_for, rule_from_config
 
@@ -68,12 +69,15 @@ class Model:
 class Models:
     """Every model that has a name here. Safe in several threads."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, listed: PriceList | None = None) -> None:
         self._settings = settings
         self._found: dict[str, Model] = {}
         here = settings.generator if not is_remote(settings.generator) else ""
         self.prices = Prices(
-            settings.prices, settings.providers, free=frozenset(filter(None, [here]))
+            settings.prices,
+            settings.providers,
+            free=frozenset(filter(None, [here])),
+            listed=listed,
         )
         self._here = here
 
@@ -150,7 +154,7 @@ class Models:
         known = open_models.find(name)
         context = known.context if known is not None else None
         if context is None and vendor != "vllm":
-            context = context_of(vendor, name)
+            context = self.prices.listed.look(vendor, name).context
         provider = provider or vendor or "elsewhere"
         return Model(target, name, provider, rule_for(name), known, context=context)
 

@@ -10,7 +10,7 @@ const ORDERS = {
   tokens: { label: "Tokens", of: (row) => row.image_tokens + row.text_tokens },
   name: { label: "Name", of: (row) => row.model.toLowerCase() },
 };
-const BROKEN = 8; // a bar that is longer than so many times the usual one is broken off
+const BROKEN = 4; // a bar that is longer than so many times the usual one is broken off
 
 export function PlanModels() {
   const [order, setOrder] = useState("cost");
