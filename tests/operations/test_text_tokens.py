@@ -67,7 +67,7 @@ def test_a_long_text_is_sampled_on_the_way_of_a_request() -> None:
     counter = counter_for("gemini-2.5-flash")
     whole, quick = counter.count(text), counter.count(text, quick=True)
     assert quick.tokens == pytest.approx(whole.tokens, rel=0.02)
-    assert quick.error >= 0.05
+    assert quick.error >= whole.error + 0.05
 
 
 def test_no_network_is_ever_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

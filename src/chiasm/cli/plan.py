@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chiasm import collector
 from chiasm.cli.options import Json, read_settings
 from chiasm.errors import InvalidRequest, UnknownModel
 
@@ -65,8 +66,9 @@ def plan(
             "There is nothing to plan.",
             hint='Try: chiasm plan photo.jpg --prompt "What is this?", or --size 1920x1080',
         )
-    from chiasm.operations.plan import DEFAULT_ANSWER, Planner
-    from chiasm.operations.price_list import PriceList
+    with collector.paused():
+        from chiasm.operations.plan import DEFAULT_ANSWER, Planner
+        from chiasm.operations.price_list import PriceList
 
     listed = PriceList(settings.cache_dir / "prices.json")
     planner = Planner(settings, seconds=_seconds(settings), warm=False, listed=listed)
