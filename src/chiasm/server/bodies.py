@@ -6,21 +6,30 @@ FastAPI would hold on to one until the answer's end.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
+if TYPE_CHECKING:
+    from chiasm.server.runtime import Runtime
+
 Body = TypeVar("Body", bound=BaseModel)
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+_QUICK_BYTES = 64 * 1024
 
 
 def reading(kind: type[Body]) -> Callable[[Request], Awaitable[Body]]:
     """A dependency that reads a body of this kind. Raises RequestValidationError."""
 
     async def read(request: Request) -> Body:
+        body = await request.body()
+        request.state.quick = len(body) <= _QUICK_BYTES and b"data:" not in body
         try:
-            return kind.model_validate_json(await request.body() or b"null")
+            return kind.model_validate_json(body or b"null")
         except ValidationError as error:
             found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
             raise RequestValidationError(found) from None
@@ -28,3 +37,20 @@ def reading(kind: type[Body]) -> Callable[[Request], Awaitable[Body]]:
             request._body = b""
 
     return read
+
+
+async def off_the_loop(
+    request: Request,
+    runtime: Runtime,
+    work: Callable[Arguments, Result],
+    *args: Arguments.args,
+    **kwargs: Arguments.kwargs,
+) -> Result:
+    """`work` on what `reading` has read: in a thread, unless that takes longer than the work.
+
+    A short body without pictures is read in some microseconds; a thread's turn may come only
+    after milliseconds where the processor is busy.
+    """
+    if request.state.quick:
+        return work(*args, **kwargs)
+    return await runtime.read(work, *args, **kwargs)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from chiasm import collector
 from chiasm.errors import ConfigurationError
+from chiasm.server.memory import keep_large_pieces
 
 if TYPE_CHECKING:
     from chiasm.retrieval import Embedder
@@ -39,6 +40,7 @@ def run(
     """
     # Bound first: a taken port is known before anything slow has begun, and callers queue
     # instead of being refused while the rest is imported.
+    keep_large_pieces()
     listener = _bind(settings.server.host, settings.server.port)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("chiasm").setLevel(logging.INFO)

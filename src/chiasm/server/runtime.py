@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -152,6 +153,7 @@ class Runtime:
         self._draining = False
         self._short = anyio.CapacityLimiter(_THREADS)
         self._long = anyio.CapacityLimiter(_THREADS)
+        self._reading = anyio.CapacityLimiter(max(2, os.cpu_count() or 2))
         self._loader = threading.Thread(target=self._load, name="loading", daemon=True)
         self._generator_loader = threading.Thread(
             target=self._load_generator, name="loading the generator", daemon=True
@@ -362,6 +364,12 @@ class Runtime:
     ) -> Result:
         """`work(*args, **kwargs)` in a thread, so that it never holds up the event loop."""
         return await anyio.to_thread.run_sync(lambda: work(*args, **kwargs), limiter=self._short)
+
+    async def read(
+        self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """As `run`, for bodies with pictures: threads beyond the cores would only hold memory."""
+        return await anyio.to_thread.run_sync(lambda: work(*args, **kwargs), limiter=self._reading)
 
     async def embed(
         self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs

@@ -6,9 +6,10 @@ The format is WHATWG's (HTML Living Standard, section 9.2.6), read from bytes as
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
+
+import pydantic_core
 
 from chiasm.errors import GeneratorFailed
 
@@ -109,7 +110,7 @@ async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
 
 def _object(name: bytes, text: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = pydantic_core.from_json(text)
     except (ValueError, RecursionError):
         raise no_answer() from None
     if not isinstance(value, dict):

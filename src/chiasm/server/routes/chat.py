@@ -16,7 +16,7 @@ from chiasm.errors import ChiasmError
 from chiasm.server.answer_parts import beyond_vendors, tokens_of
 from chiasm.server.answering import Shape, respond
 from chiasm.server.asking import Answer, Question
-from chiasm.server.bodies import reading
+from chiasm.server.bodies import off_the_loop, reading
 from chiasm.server.callers import Asker
 from chiasm.server.chat_schemas import ChatCompletion, ChatRequest
 from chiasm.server.conversation import as_request, read_messages
@@ -50,7 +50,9 @@ async def create_chat_completion(
     Whoever goes away before the end stops the work.
     """
     fetched = await runtime.fetch(body.messages)
-    messages = await runtime.run(read_messages, body.messages, runtime.settings.media, fetched)
+    messages = await off_the_loop(
+        request, runtime, read_messages, body.messages, runtime.settings.media, fetched
+    )
     body.messages = None  # the pictures, in base64, are not needed any more
     asked = replace(as_request(body), messages=messages)
     # What has not been sent yet can be taken back without anyone noticing.

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from chiasm.server.answer_parts import gather
 from chiasm.server.answering import Shape, respond
 from chiasm.server.asking import Answer, Question
-from chiasm.server.bodies import reading
+from chiasm.server.bodies import off_the_loop, reading
 from chiasm.server.callers import Asker
 from chiasm.server.counting import count_tokens
 from chiasm.server.dependencies import State
@@ -47,8 +47,8 @@ async def create_message(
     Whoever goes away before the end stops the work.
     """
     fetched = await runtime.fetch(body.messages)
-    messages = await runtime.run(
-        read_turns, body.system, body.messages, runtime.settings.media, fetched
+    messages = await off_the_loop(
+        request, runtime, read_turns, body.system, body.messages, runtime.settings.media, fetched
     )
     body.messages = None  # the pictures, in base64, are not needed any more
     asked = replace(as_request(body), messages=messages)
@@ -78,11 +78,12 @@ async def count_message_tokens(
     body: Annotated[CountRequest, Depends(reading(CountRequest))],
     caller: Asker,
     runtime: State,
+    request: Request,
 ) -> TokenCount:
     """How many tokens the prompt has, pictures included, by plan. Nothing is sent to a model."""
     fetched = await runtime.fetch(body.messages)
-    messages = await runtime.run(
-        read_turns, body.system, body.messages, runtime.settings.media, fetched
+    messages = await off_the_loop(
+        request, runtime, read_turns, body.system, body.messages, runtime.settings.media, fetched
     )
     asked = replace(prompt_request(body), messages=messages)
     return TokenCount(input_tokens=await count_tokens(body.model, asked, caller, runtime))

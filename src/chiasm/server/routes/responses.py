@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from chiasm.server.answer_parts import gather
 from chiasm.server.answering import Shape, respond
 from chiasm.server.asking import Answer, Question
-from chiasm.server.bodies import reading
+from chiasm.server.bodies import off_the_loop, reading
 from chiasm.server.callers import Asker
 from chiasm.server.counting import count_tokens
 from chiasm.server.dependencies import State
@@ -46,8 +46,8 @@ async def create_response(
     Whoever goes away before the end stops the work.
     """
     fetched = await runtime.fetch(body.input, "input")
-    messages = await runtime.run(
-        read_input, body.instructions, body.input, runtime.settings.media, fetched
+    messages = await off_the_loop(
+        request, runtime, read_input, body.instructions, body.input, runtime.settings.media, fetched
     )
     body.input = None  # the pictures, in base64, are not needed any more
     asked = replace(as_request(body), messages=messages)
@@ -74,11 +74,12 @@ async def count_input_tokens(
     body: Annotated[ResponsesCount, Depends(reading(ResponsesCount))],
     caller: Asker,
     runtime: State,
+    request: Request,
 ) -> InputTokenCount:
     """How many tokens the prompt has, pictures included, by plan. Nothing is sent to a model."""
     fetched = await runtime.fetch(body.input, "input")
-    messages = await runtime.run(
-        read_input, body.instructions, body.input, runtime.settings.media, fetched
+    messages = await off_the_loop(
+        request, runtime, read_input, body.instructions, body.input, runtime.settings.media, fetched
     )
     asked = replace(prompt_request(body), messages=messages)
     return InputTokenCount(input_tokens=await count_tokens(body.model, asked, caller, runtime))
