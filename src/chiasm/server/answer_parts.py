@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from chiasm.errors import GeneratorFailed
+from chiasm.generation import Completed, Finished, RefusalDelta, TextDelta, ToolCallDelta
 
 if TYPE_CHECKING:
-    from chiasm.generation import Event, TokenLogprob, ToolCallDelta, Usage
+    from chiasm.generation import Event, TokenLogprob, Usage
     from chiasm.generation.request import Reason
 
 Kind = Literal["text", "refusal", "call"]
@@ -83,8 +84,6 @@ class Parts:
 
     def take(self, event: Event) -> Iterator[Step]:
         """The steps that an event means. Take all of them."""
-        from chiasm.generation import Completed, Finished, RefusalDelta, TextDelta, ToolCallDelta
-
         if isinstance(event, TextDelta):
             if event.text or event.tokens:
                 yield from self._grow("text", event.text, event.tokens)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from chiasm.server.runtime import Runtime
 
 _CLIENT_GONE = 499
+_LETTERS_A_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ async def _answered(record: _Record, runtime: Runtime) -> AsyncGenerator[Event]:
                     yield event
         finally:
             if record.usage is None:
-                record.usage = runtime.books.broken_off(trace, request, record.pieces)
+                record.usage = runtime.books.broken_off(trace, request, record.tokens)
             await hold.settle(record.usage.cost, record.usage.image_tokens)
     except ChiasmError as error:
         record.error = error
@@ -141,6 +142,7 @@ class _Record:
     error: ChiasmError | None = None
     whole: bool = False
     pieces: int = 0
+    letters: int = 0
     first: float | None = None
     begun: float = field(default_factory=time.perf_counter)
     time: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -151,8 +153,16 @@ class _Record:
             self.usage, self.whole = event.usage, True
         elif isinstance(event, TextDelta | ToolCallDelta):
             self.pieces += 1
+            self.letters += len(event.text if isinstance(event, TextDelta) else event.arguments)
             if self.first is None:
                 self.first = time.perf_counter() - self.begun
+
+    @property
+    def tokens(self) -> int:
+        """Of the answer as far as it came, where nobody counts them: a provider may send several
+        in a piece.
+        """
+        return max(self.pieces, self.letters // _LETTERS_A_TOKEN)
 
     def entry(self, *, with_content: bool) -> Entry:
         """The row, when all is over."""

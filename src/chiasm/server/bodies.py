@@ -5,7 +5,7 @@ FastAPI would hold on to one until the answer's end.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from fastapi import Request
@@ -22,21 +22,21 @@ Result = TypeVar("Result")
 _QUICK_BYTES = 64 * 1024
 
 
-def reading(kind: type[Body]) -> Callable[[Request], Awaitable[Body]]:
-    """A dependency that reads a body of this kind. Raises RequestValidationError."""
+async def read_body(kind: type[Body], request: Request) -> Body:
+    """The body as this kind of object. Whether work on it is quick, is on the request's state.
 
-    async def read(request: Request) -> Body:
-        body = await request.body()
-        request.state.quick = len(body) <= _QUICK_BYTES and b"data:" not in body
-        try:
-            return kind.model_validate_json(body or b"null")
-        except ValidationError as error:
-            found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
-            raise RequestValidationError(found) from None
-        finally:
-            request._body = b""
-
-    return read
+    Called by the routes themselves: a dependency would cost more than the reading of a short one.
+    Raises RequestValidationError.
+    """
+    body = await request.body()
+    request.state.quick = len(body) <= _QUICK_BYTES and b"data:" not in body
+    try:
+        return kind.model_validate_json(body or b"null")
+    except ValidationError as error:
+        found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
+        raise RequestValidationError(found) from None
+    finally:
+        request._body = b""
 
 
 async def off_the_loop(
@@ -46,7 +46,7 @@ async def off_the_loop(
     *args: Arguments.args,
     **kwargs: Arguments.kwargs,
 ) -> Result:
-    """`work` on what `reading` has read: in a thread, unless that takes longer than the work.
+    """`work` on what `read_body` has read: in a thread, unless that takes longer than the work.
 
     A short body without pictures is read in some microseconds; a thread's turn may come only
     after milliseconds where the processor is busy.

@@ -64,17 +64,17 @@ class Books:
             usage = replace(usage, text_tokens=whole - share, image_tokens=share)
         return replace(usage, cost=self._cost(trace, target, usage))
 
-    def broken_off(self, trace: Trace, request: Request, pieces: int) -> Usage:
-        """What is charged for an answer of which so many pieces came, and no bill.
+    def broken_off(self, trace: Trace, request: Request, tokens: int) -> Usage:
+        """What is charged for an answer of which about so many tokens came, and no bill.
 
-        Nothing where none came; else the prompt as it was planned, and a token for each piece.
+        Nothing where none came; else the prompt as it was planned, and those tokens.
         """
         images, target = len(images_of(request.messages)), trace.target
-        if target is None or not pieces:
+        if target is None or not tokens:
             return Usage(0, 0, images=images)
         rule = self.planner.estimate(self._name(target), self.fit(target, request))
         usage = Usage(
-            rule.text_tokens, rule.image_tokens, answer_tokens=pieces, images=images, estimated=True
+            rule.text_tokens, rule.image_tokens, answer_tokens=tokens, images=images, estimated=True
         )
         return replace(usage, cost=self._cost(trace, target, usage))
 

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
-from chiasm.server.dependencies import State
-
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
 
     from chiasm.operations.keys import Key
+    from chiasm.server.runtime import Runtime
 
 COOKIE = "chiasm-key"
 
@@ -54,13 +53,15 @@ def presented(headers: Headers) -> str | None:
     return headers.get("x-api-key")
 
 
-async def identify(request: Request, runtime: State) -> Caller:
+async def identify(request: Request) -> Caller:
     """Who asks. Raises InvalidKey; KeyForbidden for a collection that is not for them."""
+    runtime: Runtime = request.app.state.runtime
     accounts = await runtime.accounts()
     text = presented(request.headers) or request.cookies.get(COOKIE)
     caller = await accounts.caller(text)
     if "collections" in request.url.path and "name" in request.path_params:
         caller.require_collection(request.path_params["name"])
+    request.state.caller = caller
     return caller
 
 

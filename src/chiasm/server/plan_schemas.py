@@ -90,7 +90,7 @@ class PlanEntry(BaseModel):
     cost: float | None = Field(description="USD by list prices; null where none are known.")
     repeated_cost: float | None = Field(description="Of it, for pictures that came before.")
     seconds_to_first_token: float | None
-    seconds_known: Literal["measured", "estimated"] | None
+    seconds_known: Literal["measured"] | None
     vision_flops: int | None = Field(description="Of open models whose sizes are known.")
     language_flops: int | None
     context: int | None

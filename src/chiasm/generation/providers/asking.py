@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from chiasm.errors import ChiasmError, GeneratorFailed, GeneratorUnreachable
 from chiasm.generation.providers.connections import never_reached, transport_errors
-from chiasm.generation.providers.event_stream import read_objects
+from chiasm.generation.providers.event_stream import Parse, read_batches
 from chiasm.generation.providers.patience import Progress, Silence
 from chiasm.generation.providers.refusals import error_in
-from chiasm.generation.request import Completed, Event
+from chiasm.generation.request import Completed, Event, TextDelta
 
 if TYPE_CHECKING:
     import httpx2
@@ -63,11 +63,9 @@ async def ask(
             if response.status_code != 200:
                 raise await _refused(response, silence.wait, refusal)
             chunks = response.aiter_bytes()
-            async with aclosing(chunks), aclosing(read_objects(chunks, silence.wait)) as objects:
-                async for said in objects:
-                    if said.get("error"):
-                        raise refusal(None, error_in(said), {})
-                    for event in reader.read(said):
+            async with aclosing(chunks), aclosing(read_batches(chunks, silence.wait)) as batches:
+                async for batch in batches:
+                    for event in together(_events(batch, reader, refusal)):
                         yield event
                 await _drain(chunks)
     except transport_errors() as error:
@@ -75,6 +73,41 @@ async def ask(
     if not reader.whole:
         raise GeneratorFailed(f"The provider of {model} ended before its answer did.")
     yield reader.completed()
+
+
+def _events(batch: list[Parse], reader: Reader, refusal: Refusal) -> Iterator[Event]:
+    for parse in batch:
+        said = parse()
+        if said.get("error"):
+            raise refusal(None, error_in(said), {})
+        yield from reader.read(said)
+
+
+def together(events: Iterator[Event]) -> Iterator[Event]:
+    """The same words in fewer pieces: those of one answer that came at the same time are one.
+
+    Nothing waits for what has not come. What raises does so after what came before.
+    """
+    held: Event | None = None
+    try:
+        for event in events:
+            if (
+                isinstance(event, TextDelta)
+                and isinstance(held, TextDelta)
+                and event.choice == held.choice
+            ):
+                words, tokens = held.text + event.text, held.tokens + event.tokens
+                held = TextDelta(event.choice, words, tokens)
+                continue
+            if held is not None:
+                yield held
+            held = event
+    except ChiasmError:
+        if held is not None:
+            yield held
+        raise
+    if held is not None:
+        yield held
 
 
 async def _drain(chunks: AsyncIterator[bytes]) -> None:

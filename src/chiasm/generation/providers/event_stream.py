@@ -7,6 +7,8 @@ The format is WHATWG's (HTML Living Standard, section 9.2.6), read from bytes as
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import pydantic_core
@@ -15,6 +17,9 @@ from chiasm.errors import GeneratorFailed
 
 MOST_BYTES = 64 * 1024 * 1024
 """Of one event, or of an answer in one piece."""
+
+Parse = Callable[[], dict[str, Any]]
+"""Gives an object; raises GeneratorFailed for what is no JSON object."""
 
 Wait = Callable[[Awaitable[bytes | None]], Awaitable[bytes | None]]
 _DONE = b"[DONE]"
@@ -70,7 +75,16 @@ class EventDecoder:
 
 
 async def read_objects(chunks: AsyncIterator[bytes], wait: Wait) -> AsyncGenerator[dict[str, Any]]:
-    """The JSON objects of an answer, until it says that it is done or has no more.
+    """The JSON objects of an answer, one after the other; see `read_batches`."""
+    async with aclosing(read_batches(chunks, wait)) as batches:
+        async for batch in batches:
+            for each in batch:
+                yield each()
+
+
+async def read_batches(chunks: AsyncIterator[bytes], wait: Wait) -> AsyncGenerator[list[Parse]]:
+    """The JSON objects of an answer, those together that came together, until it says that it is
+    done or has no more. Each is parsed when it is called.
 
     wait: awaits the next bytes with as much patience as there is. An event that is called an error
     comes as {"error": …} even where its server leaves that word out. Raises GeneratorFailed for
@@ -87,16 +101,26 @@ async def read_objects(chunks: AsyncIterator[bytes], wait: Wait) -> AsyncGenerat
                     raise no_answer()
                 continue
             data, streamed = start, bool(start)
-        for name, text in decoder.feed(data):
-            if text == _DONE:
-                return
-            yield _object(name, text)
-    if not streamed and start:
-        yield _object(b"", start)
-    for name, text in decoder.end():
-        if text == _DONE:
+        batch, done = _before_the_end(decoder.feed(data))
+        if batch:
+            yield batch
+        if done:
             return
-        yield _object(name, text)
+    if not streamed and start:
+        yield [partial(_object, b"", start)]
+    batch, _ = _before_the_end(decoder.end())
+    if batch:
+        yield batch
+
+
+def _before_the_end(events: list[tuple[bytes, bytes]]) -> tuple[list[Parse], bool]:
+    """What comes before the word that ends a stream, and whether that was there."""
+    batch: list[Parse] = []
+    for name, text in events:
+        if text == _DONE:
+            return batch, True
+        batch.append(partial(_object, name, text))
+    return batch, False
 
 
 def no_answer() -> GeneratorFailed:

@@ -7,20 +7,26 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic_core
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from chiasm.errors import ChiasmError
+from chiasm.generation import (
+    Completed,
+    Finished,
+    RefusalDelta,
+    Restarted,
+    TextDelta,
+    ToolCallDelta,
+)
 from chiasm.server.answer_parts import beyond_vendors, tokens_of
 from chiasm.server.answering import Shape, respond
 from chiasm.server.asking import Answer, Question
-from chiasm.server.bodies import off_the_loop, reading
-from chiasm.server.callers import Asker
+from chiasm.server.bodies import off_the_loop, read_body
 from chiasm.server.chat_schemas import ChatCompletion, ChatRequest
 from chiasm.server.conversation import as_request, read_messages
-from chiasm.server.dependencies import State
 from chiasm.server.errors import body_of, internal_body
 from chiasm.server.openapi import body_schema, refusals
 from chiasm.server.streaming import sse
@@ -39,16 +45,13 @@ router = APIRouter(prefix="/v1", tags=["chat"])
     responses=refusals(404, 413, 415, 429, 502, 504),
     openapi_extra=body_schema(ChatRequest),
 )
-async def create_chat_completion(
-    body: Annotated[ChatRequest, Depends(reading(ChatRequest))],
-    caller: Asker,
-    runtime: State,
-    request: Request,
-) -> Response:
+async def create_chat_completion(request: Request) -> Response:
     """The answer, whole or as a stream of server-sent events.
 
     Whoever goes away before the end stops the work.
     """
+    body = await read_body(ChatRequest, request)
+    caller, runtime = request.state.caller, request.app.state.runtime
     fetched = await runtime.fetch(body.messages)
     messages = await off_the_loop(
         request, runtime, read_messages, body.messages, runtime.settings.media, fetched
@@ -117,9 +120,6 @@ class _Choice:
 
 
 async def _whole(answer: Answer, names: _Names, with_logprobs: bool) -> bytes:
-    from chiasm.generation import Completed, Finished, RefusalDelta, Restarted, TextDelta
-    from chiasm.generation import ToolCallDelta as Call
-
     choices: dict[int, _Choice] = {}
     usage: Usage | None = None
     async with aclosing(answer.events) as events:
@@ -135,7 +135,7 @@ async def _whole(answer: Answer, names: _Names, with_logprobs: bool) -> bytes:
                     choice.tokens.extend(event.tokens)
                 elif isinstance(event, RefusalDelta):
                     choice.refusals.append(event.text)
-                elif isinstance(event, Call):
+                elif isinstance(event, ToolCallDelta):
                     call = choice.calls.setdefault(event.number, _call(event))
                     call["function"]["arguments"] += event.arguments
                 elif isinstance(event, Finished):
@@ -175,8 +175,6 @@ async def _said(
 def _chunk_of(
     event: Event, frame: dict[str, Any], with_usage: bool, with_logprobs: bool
 ) -> bytes | None:
-    from chiasm.generation import Finished, RefusalDelta, Restarted, TextDelta, ToolCallDelta
-
     if isinstance(event, TextDelta):
         logprobs = _logprobs(event.tokens) if with_logprobs else None
         return _chunk(frame, event.choice, {"content": event.text}, logprobs=logprobs)

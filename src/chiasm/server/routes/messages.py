@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from chiasm.server.answer_parts import gather
 from chiasm.server.answering import Shape, respond
 from chiasm.server.asking import Answer, Question
-from chiasm.server.bodies import off_the_loop, reading
-from chiasm.server.callers import Asker
+from chiasm.server.bodies import off_the_loop, read_body
 from chiasm.server.counting import count_tokens
-from chiasm.server.dependencies import State
 from chiasm.server.messages_input import as_request, prompt_request, read_turns
 from chiasm.server.messages_output import message_events, trouble, whole_message
 from chiasm.server.messages_schemas import (
@@ -36,16 +33,13 @@ router = APIRouter(prefix="/v1/messages", tags=["messages"])
     responses=refusals(*EVERYWHERE, 404, 413, 415, 429, 502, 504, model=MessagesError),
     openapi_extra=body_schema(MessagesRequest),
 )
-async def create_message(
-    body: Annotated[MessagesRequest, Depends(reading(MessagesRequest))],
-    caller: Asker,
-    runtime: State,
-    request: Request,
-) -> Response:
+async def create_message(request: Request) -> Response:
     """The answer, whole or as a stream of server-sent events.
 
     Whoever goes away before the end stops the work.
     """
+    body = await read_body(MessagesRequest, request)
+    caller, runtime = request.state.caller, request.app.state.runtime
     fetched = await runtime.fetch(body.messages)
     messages = await off_the_loop(
         request, runtime, read_turns, body.system, body.messages, runtime.settings.media, fetched
@@ -74,13 +68,10 @@ async def create_message(
     responses=refusals(*EVERYWHERE, 404, 413, 415, model=MessagesError),
     openapi_extra=body_schema(CountRequest),
 )
-async def count_message_tokens(
-    body: Annotated[CountRequest, Depends(reading(CountRequest))],
-    caller: Asker,
-    runtime: State,
-    request: Request,
-) -> TokenCount:
+async def count_message_tokens(request: Request) -> TokenCount:
     """How many tokens the prompt has, pictures included, by plan. Nothing is sent to a model."""
+    body = await read_body(CountRequest, request)
+    caller, runtime = request.state.caller, request.app.state.runtime
     fetched = await runtime.fetch(body.messages)
     messages = await off_the_loop(
         request, runtime, read_turns, body.system, body.messages, runtime.settings.media, fetched

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Request
 
 from chiasm.errors import InvalidRequest
 from chiasm.operations.plan_row import Picture, plan_as_dict
-from chiasm.server.bodies import reading
-from chiasm.server.callers import Asker
+from chiasm.server.bodies import read_body
 from chiasm.server.conversation import read_messages, read_picture
-from chiasm.server.dependencies import State
 from chiasm.server.openapi import body_schema, refusals
 from chiasm.server.plan_schemas import Plan, PlannedPicture, PlanRequest
 
@@ -37,10 +35,10 @@ Asked = tuple[list[Picture], list[tuple[str, str]]]
     responses=refusals(404, 413, 415),
     openapi_extra=body_schema(PlanRequest),
 )
-async def create_plan(
-    body: Annotated[PlanRequest, Depends(reading(PlanRequest))], caller: Asker, runtime: State
-) -> Any:
+async def create_plan(request: Request) -> Any:
     """Tokens, cost, time and compute, model by model. Nothing is sent to any of them."""
+    body = await read_body(PlanRequest, request)
+    caller, runtime = request.state.caller, request.app.state.runtime
     for name in body.models or ():
         caller.require_model(name)
     fetched = await runtime.fetch(body.messages) if body.messages is not None else {}

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from chiasm.server.answer_parts import gather
 from chiasm.server.answering import Shape, respond
 from chiasm.server.asking import Answer, Question
-from chiasm.server.bodies import off_the_loop, reading
-from chiasm.server.callers import Asker
+from chiasm.server.bodies import off_the_loop, read_body
 from chiasm.server.counting import count_tokens
-from chiasm.server.dependencies import State
 from chiasm.server.openapi import body_schema, refusals
 from chiasm.server.responses_input import as_request, prompt_request, read_input
 from chiasm.server.responses_output import ResponseWriter
@@ -35,16 +32,13 @@ router = APIRouter(prefix="/v1/responses", tags=["responses"])
     responses=refusals(404, 413, 415, 429, 502, 504),
     openapi_extra=body_schema(ResponsesRequest),
 )
-async def create_response(
-    body: Annotated[ResponsesRequest, Depends(reading(ResponsesRequest))],
-    caller: Asker,
-    runtime: State,
-    request: Request,
-) -> Response:
+async def create_response(request: Request) -> Response:
     """The answer, whole or as a stream of server-sent events. Nothing is stored.
 
     Whoever goes away before the end stops the work.
     """
+    body = await read_body(ResponsesRequest, request)
+    caller, runtime = request.state.caller, request.app.state.runtime
     fetched = await runtime.fetch(body.input, "input")
     messages = await off_the_loop(
         request, runtime, read_input, body.instructions, body.input, runtime.settings.media, fetched
@@ -70,13 +64,10 @@ async def create_response(
     responses=refusals(404, 413, 415),
     openapi_extra=body_schema(ResponsesCount),
 )
-async def count_input_tokens(
-    body: Annotated[ResponsesCount, Depends(reading(ResponsesCount))],
-    caller: Asker,
-    runtime: State,
-    request: Request,
-) -> InputTokenCount:
+async def count_input_tokens(request: Request) -> InputTokenCount:
     """How many tokens the prompt has, pictures included, by plan. Nothing is sent to a model."""
+    body = await read_body(ResponsesCount, request)
+    caller, runtime = request.state.caller, request.app.state.runtime
     fetched = await runtime.fetch(body.input, "input")
     messages = await off_the_loop(
         request, runtime, read_input, body.instructions, body.input, runtime.settings.media, fetched
