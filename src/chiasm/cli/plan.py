@@ -260,7 +260,7 @@ def _time(row: PlanRow) -> str:
     seconds = row.seconds_to_first_token
     if seconds is None:
         return ""
-    return f"{'~' if row.seconds_known == 'estimated' else ''}{seconds:.2f} s"
+    return f"{seconds:.2f} s"
 
 
 def _compute(row: PlanRow) -> str:

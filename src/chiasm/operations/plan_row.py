@@ -40,14 +40,16 @@ class PlanRow:
     """One model at one detail level.
 
     target: as callers ask for it. images: what each picture becomes, in order. sent: the sizes at
-    which they are sent: their own, or as a budget has them. text_error: nine of
-    ten texts are within this share of text_tokens; 0 is exact. text_by: what has counted them.
-    answer_tokens: assumed. cost: USD; None where no price is known. repeated: of the cost, for
-    pictures that were there already. seconds_to_first_token, seconds_known: as measured of late,
-    or estimated from what this machine does; None where nobody knows. vision_flops,
-    language_flops: of the prompt, of open models whose sizes are known. fits_context: None where
-    the context's size is not known. source, read, evidence: of the rule for pictures. price: where
-    the prices are from. refusal: why the vendor would not take this; all numbers are 0 then.
+        which they are sent: their own, or as a budget has them.
+    text_error: nine of ten texts are within this share of text_tokens; 0 is exact. text_by: what
+        has counted them. answer_tokens: assumed.
+    cost: USD; None where no price is known. repeated: of the cost, for pictures that were there
+        already. price: where the prices are from.
+    seconds_to_first_token: as measured of late; None where it was not.
+    vision_flops, language_flops: of the prompt, of open models whose sizes are known.
+    fits_context: None where the context's size is not known.
+    source, read, evidence: of the rule for pictures.
+    refusal: why the vendor would not take this; the pictures are left out of all numbers then.
     """
 
     target: str
@@ -64,7 +66,7 @@ class PlanRow:
     cost: Decimal | None
     repeated: Decimal | None
     seconds_to_first_token: float | None
-    seconds_known: Literal["measured", "estimated"] | None
+    seconds_known: Literal["measured"] | None
     vision_flops: int | None
     language_flops: int | None
     context: int | None
@@ -137,7 +139,8 @@ def _number(cost: Decimal | None) -> float | None:
 class Estimate:
     """What a request is expected to take of one model.
 
-    known: whether there is a rule for its pictures; without one they are counted high.
+    known: whether there is a rule for its pictures; without one they are counted high. most: the
+    cost where the text has as many more tokens than estimated as nine texts of ten may have.
     """
 
     text_tokens: int
@@ -145,6 +148,7 @@ class Estimate:
     answer_tokens: int
     cost: Decimal | None
     known: bool
+    most: Decimal | None = None
 
     @property
     def prompt_tokens(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import httpx
 import PIL.Image
 import pytest
 
+from chiasm.operations.database import open_database
+from chiasm.operations.keys import Keys
 from chiasm.server import create_app
 from chiasm.settings import ModelSettings, PriceSettings, ProviderSettings, Settings
 from tests.server.conftest import ColourEmbedder, LiveServer
@@ -180,3 +183,21 @@ def test_a_truncated_picture(planning: httpx.Client, tmp_path: Path) -> None:
     answer = planning.post("/v1/plan", json={"pictures": [{"url": data_url(64, 64)[:120]}]})
     assert answer.status_code == 400
     assert answer.json()["error"]["message"].startswith("pictures[0].url: ")
+
+
+def test_a_key_sees_its_own_models_alone(tmp_path: Path) -> None:
+    settings = Settings(
+        cache_dir=tmp_path / "cache", data_dir=tmp_path / "data", offline=True, generator=""
+    )
+    with closing(open_database("", settings.data_dir)) as database:
+        text, _ = Keys(database).create("narrow", models=("openai/gpt-4*",))
+    app = create_app(settings, embedder=ColourEmbedder())
+    headers = {"authorization": f"Bearer {text}"}
+    with LiveServerNoWait(app) as live, httpx.Client(base_url=live.url, timeout=60) as client:
+        assert client.post("/v1/plan", json={"prompt": "x"}).status_code == 401
+        client.headers.update(headers)
+        found = rows(client.post("/v1/plan", json={"prompt": "x"}))
+        assert found
+        assert all(model.startswith("openai/gpt-4") for model, _ in found)
+        other = client.post("/v1/plan", json={"prompt": "x", "models": ["openai/gpt-5-mini"]})
+        assert other.status_code == 403
