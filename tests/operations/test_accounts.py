@@ -57,6 +57,10 @@ def a_week(keys: list[str | None]) -> list[Entry]:
     return found
 
 
+def answered(one: Entry) -> bool:
+    return one.status < 400 or any((one.text_tokens, one.image_tokens, one.answer_tokens))
+
+
 def by_hand(entries: list[Entry], name: Callable[[Entry], str]) -> dict[str, Summary]:
     groups: dict[str, list[Entry]] = defaultdict(list)
     for one in entries:
@@ -79,7 +83,7 @@ def by_hand(entries: list[Entry], name: Callable[[Entry], str]) -> dict[str, Sum
             answer_tokens=sum(one.answer_tokens for one in group),
             cost=sum((one.cost or Decimal(0) for one in group), Decimal(0)),
             planned_cost=sum((one.planned_cost or Decimal(0) for one in group), Decimal(0)),
-            unpriced=sum(one.cost is None for one in group),
+            unpriced=sum(one.cost is None and answered(one) for one in group),
             median_seconds=rank(50),
             p95_seconds=rank(95),
         )
@@ -160,6 +164,15 @@ def test_an_empty_ledger(database: Database) -> None:
     assert accounts.summary(database, "model") == accounts.drift(database) == []
     with pytest.raises(InvalidRequest, match="no summary by colour"):
         accounts.summary(database, "colour")  # type: ignore[arg-type]
+
+
+def test_what_was_never_answered_is_not_without_a_price(database: Database) -> None:
+    refused, left = entry(status=429, error="rate_limit_exceeded"), entry(status=499)
+    broken = entry(status=499, text_tokens=12, answer_tokens=3)
+    store(database, [refused, left, broken, entry(text_tokens=12, answer_tokens=3)])
+    (found,) = accounts.summary(database, "model")
+    assert (found.requests, found.failed) == (4, 3)
+    assert found.unpriced == 2, "the one that broke off took tokens"
 
 
 def test_drift_by_model(database: Database) -> None:

@@ -67,7 +67,8 @@ class Summary:
     """Sums of one model, key or day. Costs in US dollars.
 
     name: `provider/model`; a key's name, or its id where it is not known; a date, UTC. key: its id.
-    unpriced: requests whose cost is not known, and not in the sum. failed: with a status from 400.
+    unpriced: requests that took tokens whose cost is not known, and not in the sum. failed: with a
+    status from 400.
     median_seconds, p95_seconds: of those that did not fail, by nearest rank; None for none.
     """
 
@@ -174,12 +175,14 @@ _SUMMED = (
 def _sums(by: By, conditions: list[sa.ColumnElement[bool]]) -> sa.Select[Any]:
     name = _GROUPS[by].label("name")
     count = sa.func.count()
+    tokens = table.c.text_tokens + table.c.image_tokens + table.c.answer_tokens
+    unanswered = sa.and_(table.c.status >= 400, tokens == 0)  # nothing that could have a price
     return (
         sa.select(
             name,
             count.label("requests"),
             count.filter(table.c.status >= 400).label("failed"),
-            count.filter(table.c.cost.is_(None)).label("unpriced"),
+            count.filter(table.c.cost.is_(None), sa.not_(unanswered)).label("unpriced"),
             *(sa.func.sum(table.c[column]).label(column) for column in _SUMMED),
         )
         .where(*conditions)
