@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     import httpx2
 
+_MOST_PLACES = 256
+
 _Pools = WeakKeyDictionary[asyncio.AbstractEventLoop, "httpx2.AsyncClient"]
 
 
@@ -110,6 +112,8 @@ class Connections:
             path_alone, _, query = path.partition("?")
             place = self._address.copy_with(path=self._address.path + path_alone)
             place = place.copy_with(query=query.encode()) if query else place
+            if len(self._places) >= _MOST_PLACES:  # some hold a model's name, which callers choose
+                self._places.clear()
             self._places[path] = place
         return place
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from chiasm.errors import ProviderKeyRefused
 from chiasm.generation.providers.address import VLLM, Address, parse_address
+from chiasm.generation.providers.kept import Kept, Lent
 from chiasm.generation.targets import Target, kind_of
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ Make = Callable[[str, "ProviderSettings", str], "Generator"]
 
 
 class Providers:
-    """Generators by target, each made once, and no more questions at once than a provider takes.
+    """Generators by target, kept once made; no more questions at once than a provider takes.
 
     Used in one event loop; making one imports an SDK, which takes a thread a second or two.
     """
@@ -46,31 +47,31 @@ class Providers:
         """limits: of pictures that must be decoded before they are sent."""
         self.settings = settings
         self._make = make or functools.partial(make_generator, limits=limits)
-        self._generators: dict[Target, Generator] = {}
-        self._making: dict[Target, asyncio.Task[Generator]] = {}
+        self._kept = {name: Kept() for name in settings}
+        self._making: dict[Target, asyncio.Task[Lent]] = {}
         self._places = {name: asyncio.Semaphore(each.places) for name, each in settings.items()}
 
-    async def generator(self, target: Target) -> Generator:
+    async def generator(self, target: Target) -> Lent:
         """Raises ConfigurationError, ProviderKeyRefused where no key is set, and of vLLM
         GeneratorUnreachable.
         """
-        found = self._generators.get(target)
+        found = self._kept[target.provider].find(target.model)
         if found is not None:
             return found
         task = self._making.get(target)
         if task is None:
-            provider = self.settings[target.provider]
-            task = asyncio.create_task(
-                asyncio.to_thread(self._make, target.provider, provider, target.model)
-            )
-            self._making[target] = task
+            task = self._making[target] = asyncio.create_task(self._made(target))
+        return await asyncio.shield(task)
+
+    async def _made(self, target: Target) -> Lent:
+        """Even if whoever asked for it has gone."""
         try:
-            found = await asyncio.shield(task)
+            made = await asyncio.to_thread(
+                self._make, target.provider, self.settings[target.provider], target.model
+            )
+            return self._kept[target.provider].keep(target.model, made)
         finally:
-            if task.done():
-                self._making.pop(target, None)
-        self._generators[target] = found
-        return found
+            del self._making[target]
 
     @asynccontextmanager
     async def place(self, provider: str) -> AsyncGenerator[None]:
@@ -80,9 +81,8 @@ class Providers:
 
     def close(self) -> None:
         """Let go of every connection."""
-        for generator in self._generators.values():
-            generator.close()
-        self._generators.clear()
+        for kept in self._kept.values():
+            kept.close()
 
 
 def key_for(name: str, provider: ProviderSettings) -> str | None:
