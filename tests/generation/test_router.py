@@ -20,6 +20,7 @@ from chiasm.errors import (
     NoModelQualifies,
     ProviderBusy,
     ProviderKeyRefused,
+    TimedOut,
     UnknownModel,
     Unsupported,
 )
@@ -279,6 +280,39 @@ def test_no_more_at_once_than_a_provider_takes() -> None:
     assert world.asked == [5]
 
 
+def test_whoever_waits_too_long_for_a_place_goes_on() -> None:
+    world = World(
+        {"a": Scripted(["a", 0.5, "."]), "b": Scripted(["b"])},
+        {"retries": 0, "first_token_seconds": 0.1},
+        {"places": 1},
+    )
+
+    async def two() -> list[str]:
+        first = asyncio.create_task(world.asking())
+        await asyncio.sleep(0.02)
+        second = await world.asking()
+        first.cancel()
+        return [second[0]]
+
+    assert asyncio.run(two()) == ["b"]
+    assert world.asked[0] == 1
+
+
+def test_a_deadline_holds_while_a_place_is_waited_for() -> None:
+    world = World({"a": Scripted([0.5, "a"])}, {"retries": 0}, {"places": 1})
+
+    async def two() -> None:
+        first = asyncio.create_task(world.asking())
+        await asyncio.sleep(0.02)
+        try:
+            await world.asking(Request(messages=ASKED.messages, deadline=0.05))
+        finally:
+            first.cancel()
+
+    with pytest.raises(TimedOut):
+        asyncio.run(two())
+
+
 # Hedging ----------------------------------------------------------------------------------------
 
 
@@ -359,15 +393,40 @@ def test_refusals_do_not_open_a_breaker(error: ChiasmError) -> None:
 def test_one_trial_at_a_time() -> None:
     clock = Clock()
     breaker = Breaker(1, 10.0, clock=clock)
-    breaker.begin()
-    breaker.fail()
+    breaker.fail(breaker.begin())
     assert not breaker.usable
     clock.now += 11
     assert breaker.usable
-    breaker.begin()
+    trial = breaker.begin()
+    assert trial
     assert not breaker.usable, "the trial is under way"
-    breaker.give_up()
+    breaker.give_up(False)
+    breaker.fail(False)
+    assert not breaker.usable, "requests from before say nothing of it"
+    breaker.give_up(trial)
     assert breaker.usable, "it said nothing"
+
+
+@pytest.mark.parametrize("error", [ProviderBusy("Busy."), TimedOut("Late.")])
+def test_a_trial_that_says_nothing_is_not_the_last(error: ChiasmError) -> None:
+    world = World(
+        {"a": Scripted([BROKEN], [error], ["well"])},
+        {"retries": 0},
+        {"failures": 1, "rest_seconds": 1.0},
+    )
+    with pytest.raises(GeneratorFailed):
+        world.ask()
+    world.clock.now += 2
+    with pytest.raises(type(error)):
+        world.ask()
+    assert world.ask()[0] == "well"
+
+
+def test_retries_end_where_the_breaker_has_opened() -> None:
+    world = World({"a": Scripted([BROKEN])}, {"retries": 5}, {"failures": 2})
+    with pytest.raises(GeneratorFailed):
+        world.ask()
+    assert world.asked == [2]
 
 
 # Choosing ---------------------------------------------------------------------------------------
@@ -450,6 +509,15 @@ def test_another_question_has_its_own(other: Request) -> None:
     world = World({"a": Scripted(["first"], ["second"])}, {"cache_seconds": 60.0})
     world.ask(pictured(picture(1, 2, 3)))
     assert world.ask(other)[0] == "second"
+
+
+def test_a_remembered_answer_is_whose_it_was() -> None:
+    world = World(
+        {"a": Scripted([DOWN]), "b": Scripted(["b"])}, {"cache_seconds": 60.0, "retries": 0}
+    )
+    world.ask()
+    _, trace = world.ask()
+    assert (trace.from_cache, trace.target) == (True, Target("b", "m"))
 
 
 def test_without_being_told_nothing_is_kept() -> None:

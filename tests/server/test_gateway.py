@@ -103,6 +103,7 @@ def settings_for(folder: Path, first: FakeOpenAI, second: FakeOpenAI, **more: An
         "pick": ModelSettings(("first/gpt-4o", "second/gpt-4o"), retries=0),
         "cheap": ModelSettings(("first/gpt-4o", "second/gpt-4o"), retries=0, choose="cheapest"),
         "safe": ModelSettings(("away/m", "second/gpt-4o"), retries=0),
+        "dear": ModelSettings(("first/gpt-4o", "second/gpt-4o-mini"), retries=0),
         "remembered": ModelSettings(("first/gpt-4o",), cache_seconds=60.0),
         "small": ModelSettings(("first/gpt-5-mini",), max_image_tokens=100),
     }
@@ -215,7 +216,7 @@ def test_a_stream_passes_word_by_word(gateway: Gateway) -> None:
     with gateway.asking(stream_options={"include_usage": True}) as stream:
         chunks = list(stream)
     words = [each.choices[0].delta.content for each in chunks if each.choices]
-    assert [word for word in words if word] == ["A ", "cat."]
+    assert "".join(filter(None, words)) == "A cat."
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.prompt_tokens == 12
     assert gateway.first.asked[0].body["stream"] is True
@@ -337,6 +338,47 @@ def test_a_client_that_leaves_is_charged_for_what_came(gateway: Gateway) -> None
     assert row.cost > 0
 
 
+def last(gateway: Gateway, status: int) -> Entry:
+    """The newest row of that status; it is written when the answer has ended."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        for row in gateway.rows()[:3]:
+            if row.status == status:
+                return row
+        time.sleep(0.05)
+    raise AssertionError(f"no row of status {status}")
+
+
+def test_a_client_that_leaves_before_the_first_word_pays_for_the_prompt(gateway: Gateway) -> None:
+    gateway.first.script = lambda asked: Reply([role(), 1.5, text("late")])
+    body = {"model": "first/gpt-4o", "stream": True, **with_pictures(image(photo(1024, 1024)))}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{gateway.server.url}/v1/chat/completions", json=body, timeout=0.7)
+    row = last(gateway, 499)
+    assert row.image_tokens == 765
+    assert row.cost is not None
+    assert row.cost >= Decimal("0.765")
+
+
+def test_a_large_piece_is_counted_by_its_words(gateway: Gateway) -> None:
+    words = "elephant " * 500
+    gateway.first.script = lambda asked: Reply([role(), text(words), 1.5, text("late")])
+    with gateway.asking() as stream:
+        next(each for each in stream if each.choices and each.choices[0].delta.content)
+    assert last(gateway, 499).answer_tokens > 300
+
+
+def test_an_answer_that_was_replaced_is_paid_for_too(gateway: Gateway) -> None:
+    gateway.first.script = lambda asked: Reply([role(), text("word " * 50), CUT])
+    answer = gateway.ask(model="pick")
+    assert answer.choices[0].message.content == "two"
+    row = gateway.rows()[0]
+    assert row.provider == "second"
+    alone = Decimal(19 + 10) / 2000  # what the second asks for
+    assert row.cost is not None
+    assert row.cost > alone + Decimal("0.03")
+
+
 # Keys -------------------------------------------------------------------------------------------
 
 
@@ -407,6 +449,36 @@ def test_image_tokens_are_a_budget_too(keyed: Gateway) -> None:
     with pytest.raises(openai.RateLimitError, match="235"):
         keyed.ask(image(photo(1024, 1024)), key=secret)
     keyed.ask(key=secret)
+
+
+def test_image_tokens_are_set_aside_for_the_dearest_target(keyed: Gateway) -> None:
+    """gpt-4o-mini counts a picture 33 times as high as gpt-4o does."""
+    keyed.first.script = lambda asked: Reply(status=500, whole={"error": {"message": "no"}})
+    secret, key = keyed.key(budgets=[Budget("day", "image_tokens", 4000)])
+    with pytest.raises(openai.RateLimitError, match="25,501"):
+        keyed.ask(image(photo(1024, 1024)), key=secret, model="dear")
+    assert keyed.first.asked == []
+    (left,) = Budgets(keyed.database).left(key)
+    assert left.spent == 0
+
+
+def test_a_vendors_model_as_the_servers_own_costs_what_it_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-upstream")
+    with FakeOpenAI() as upstream:
+        upstream.script = lambda asked: Reply(
+            [role(), text("x"), chunk(reason="stop"), bill(1000, 10)]
+        )
+        location = f"openai:{upstream.url}#gpt-4o"
+        settings = dataclasses.replace(
+            make_settings(tmp_path), generator=location, prices={location: PRICE}
+        )
+        with LiveServer(create_app(settings, embedder=ColourEmbedder())) as live:
+            assert httpx.get(f"{live.url}/readyz").status_code == 200
+            body = {"messages": [{"role": "user", "content": "?"}]}
+            answer = httpx.post(f"{live.url}/v1/chat/completions", json=body, timeout=60)
+    assert answer.json()["usage"]["cost"] == pytest.approx(1.01)
 
 
 def test_no_price_no_budget_in_money(keyed: Gateway) -> None:

@@ -37,21 +37,25 @@ class Breaker:
         """Whether a request may go through now."""
         return self.state == "closed" or (self.state == "half-open" and not self._trying)
 
-    def begin(self) -> None:
-        """A request goes through."""
-        self._trying = self._opened is not None
+    def begin(self) -> bool:
+        """A request goes through. Whether it is the trial: how it ends is told with that."""
+        trial = self._opened is not None and not self._trying
+        self._trying = self._trying or trial
+        return trial
 
-    def succeed(self) -> None:
+    def succeed(self, trial: bool = False) -> None:
         """It was answered, or refused as the caller's own fault: the provider is well."""
         self._failures, self._opened, self._trying = 0, None, False
 
-    def fail(self) -> None:
+    def fail(self, trial: bool = False) -> None:
         """The provider failed it."""
+        if self._opened is not None and not trial:
+            return  # begun before the breaker opened: nothing new
         self._failures += 1
-        if self._trying or self._failures >= self._most:
-            self._opened = self._clock()
-        self._trying = False
+        if trial or self._failures >= self._most:
+            self._opened, self._trying = self._clock(), False
 
-    def give_up(self) -> None:
+    def give_up(self, trial: bool = False) -> None:
         """The request ended for another reason, which says nothing about the provider."""
-        self._trying = False
+        if trial:
+            self._trying = False

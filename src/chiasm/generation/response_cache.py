@@ -17,6 +17,7 @@ from typing import Any
 
 from chiasm.generation.messages import ImagePart, Message, TextPart, ToolCall, ToolResult
 from chiasm.generation.request import Completed, Event, Request, TextDelta, ToolCallDelta
+from chiasm.generation.targets import Target
 
 _MOST_BYTES = 64 * 1024 * 1024
 _BYTES_AN_EVENT = 400  # an event, or a token's log-probability, without its text
@@ -68,6 +69,9 @@ def _part(part: TextPart | ImagePart | ToolCall | ToolResult) -> list[Any]:
     return ["text", part.text]
 
 
+Answer = tuple[Target, tuple[Event, ...]]
+
+
 class ResponseCache:
     """Whole answers, the least recently used forgotten first. Used in one event loop."""
 
@@ -77,25 +81,25 @@ class ResponseCache:
         self._most = most_bytes
         self._clock = clock
         self._held = 0
-        self._answers: OrderedDict[str, tuple[float, int, tuple[Event, ...]]] = OrderedDict()
+        self._answers: OrderedDict[str, tuple[float, int, Answer]] = OrderedDict()
 
-    def get(self, key: str, seconds: float) -> tuple[Event, ...] | None:
-        """The answer's events, if it is no older than so many seconds.
+    def get(self, key: str, seconds: float) -> Answer | None:
+        """Who answered, and the answer's events, if it is no older than so many seconds.
 
         Its usage says that nothing was spent: all of the prompt was cached, nothing computed.
         """
         found = self._answers.get(key)
         if found is None:
             return None
-        made, size, events = found
+        made, size, answer = found
         if self._clock() - made > seconds:
             del self._answers[key]
             self._held -= size
             return None
         self._answers.move_to_end(key)
-        return events
+        return answer
 
-    def put(self, key: str, events: Sequence[Event]) -> None:
+    def put(self, key: str, target: Target, events: Sequence[Event]) -> None:
         """Keep an answer that came to its end."""
         kept = tuple(_unspent(event) for event in events)
         size = sum(map(_size, kept))
@@ -103,7 +107,7 @@ class ResponseCache:
             return
         before = self._answers.pop(key, None)
         self._held += size - (before[1] if before else 0)
-        self._answers[key] = (self._clock(), size, kept)
+        self._answers[key] = (self._clock(), size, (target, kept))
         while self._held > self._most:
             _, (_, dropped, _) = self._answers.popitem(last=False)
             self._held -= dropped

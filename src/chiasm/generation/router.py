@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from chiasm.errors import (
     ChiasmError,
@@ -29,7 +29,16 @@ from chiasm.errors import (
 )
 from chiasm.generation.breaker import Breaker
 from chiasm.generation.providers.loading import Providers
-from chiasm.generation.request import Completed, Event, Finished, Request, Restarted
+from chiasm.generation.request import (
+    Completed,
+    Event,
+    Finished,
+    RefusalDelta,
+    Request,
+    Restarted,
+    TextDelta,
+    ToolCallDelta,
+)
 from chiasm.generation.response_cache import ResponseCache, key_of
 from chiasm.generation.targets import Route, Target
 from chiasm.settings import ProviderSettings
@@ -48,11 +57,29 @@ Fit = Callable[[Target, Request], Request]
 
 @dataclass(frozen=True)
 class Attempt:
-    """A target that was asked. trouble: the error's code; None where it answered."""
+    """A target that was asked.
 
-    target: str
+    trouble: the error's code; "cancelled" where nobody wanted its answer any more; None where it
+    answered. sent: it may have begun to work, and to charge. text, pieces: what it said, its wishes
+    for tools and refusals as well.
+    """
+
+    at: Target
     trouble: str | None
     seconds: float
+    sent: bool = False
+    text: str = ""
+    pieces: int = 0
+
+    @property
+    def target(self) -> str:
+        """Its name."""
+        return self.at.name
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was charged for an answer that it did not bring to its end."""
+        return self.trouble is not None and self.sent
 
 
 @dataclass
@@ -149,22 +176,26 @@ class Router:
         """
         how = route.how
         targets = self.order(route, request)
-        key = key_of(request, [each.name for each in targets]) if how.cache_seconds else None
+        key = None
+        if how.cache_seconds:
+            # In a thread: digests of pictures take milliseconds.
+            key = await asyncio.to_thread(key_of, request, [each.name for each in targets])
         known = self._cache.get(key, how.cache_seconds) if key else None
         if known is not None:
-            trace.from_cache, trace.target = True, targets[0]
-            for event in known:
+            trace.from_cache = True
+            trace.target, events = known
+            for event in events:
                 yield event
             return
         said: list[Event] = []
         answer = self._in_turn(route, targets, request, trace, restart or how.restart)
-        async with aclosing(answer) as events:
-            async for event in events:
+        async with aclosing(answer) as answered:
+            async for event in answered:
                 if key is not None:
                     said = [] if isinstance(event, Restarted) else [*said, event]
                 yield event
-        if key is not None and _whole(said):
-            self._cache.put(key, said)
+        if key is not None and trace.target is not None and _whole(said):
+            self._cache.put(key, trace.target, said)
 
     async def _in_turn(
         self,
@@ -179,13 +210,15 @@ class Router:
         while left:
             target = left.pop(0)
             if not self._usable(target):
-                trace.attempts.append(Attempt(target.name, "circuit_open", 0.0))
+                trace.attempts.append(Attempt(target, "circuit_open", 0.0))
                 failure = failure or GeneratorUnreachable(
                     f"{target.name} has failed again and again, and is left alone for a while.",
                     hint="Try again in a moment.",
                 )
                 continue
             for retry in range(route.how.retries + 1):
+                if not self._usable(target):
+                    break  # others' failures have opened its breaker meanwhile
                 rivals = [target]
                 if route.how.hedge_seconds and left and self._usable(left[0]):
                     rivals.append(left[0])
@@ -247,44 +280,50 @@ class Router:
     ) -> AsyncGenerator[Event]:
         """One target, watched: its breaker, its time to the first token, its troubles."""
         breaker = self._breakers.get(target.provider)
-        begun, trouble = self._clock(), "cancelled"
-        if breaker is not None:
-            breaker.begin()
+        trial = breaker.begin() if breaker is not None else False
+        begun, trouble, told = self._clock(), "cancelled", False
+        progress = _Progress()
         try:
             first = True
-            async with aclosing(self._events(route, target, request)) as events:
+            async with aclosing(self._events(route, target, request, progress)) as events:
                 async for event in events:
                     if first:
                         first = False
                         self._learn(target, self._clock() - begun)
+                    progress.see(event)
                     yield event
-            trouble = ""
+            trouble, told = "", True
             if breaker is not None:
-                breaker.succeed()
+                breaker.succeed(trial)
         except ChiasmError as error:
             trouble = error.code or "internal_error"
-            if breaker is not None:
-                if isinstance(error, GeneratorUnreachable | GeneratorFailed) and not isinstance(
-                    error, ProviderBusy
-                ):
-                    breaker.fail()
+            if breaker is not None and not isinstance(error, ProviderBusy | TimedOut):
+                if isinstance(error, GeneratorUnreachable | GeneratorFailed):
+                    breaker.fail(trial)
+                    told = True
                 elif isinstance(error, InvalidRequest):
-                    breaker.succeed()
-            if trouble and _passes(error):
+                    breaker.succeed(trial)
+                    told = True
+            if _passes(error):
                 log.warning("%s: %s", target.name, error)
             raise
         finally:
-            if breaker is not None and trouble == "cancelled":
-                breaker.give_up()
-            seconds = self._clock() - begun
-            trace.attempts.append(Attempt(target.name, trouble or None, seconds))
+            if breaker is not None and not told:
+                breaker.give_up(trial)
+            # Who failed before the first word is taken to charge nothing; who was left, the prompt.
+            sent = progress.pieces > 0 or (progress.posted and trouble == "cancelled")
+            seconds, text = self._clock() - begun, "".join(progress.text)
+            trace.attempts.append(
+                Attempt(target, trouble or None, seconds, sent, text, progress.pieces)
+            )
 
     async def _events(
-        self, route: Route, target: Target, request: Request
+        self, route: Route, target: Target, request: Request, progress: _Progress
     ) -> AsyncGenerator[Event]:
         """The target's own events, each in its time."""
         request = self._fit(target, request)
         if not target.provider:
+            progress.posted = True
             async with aclosing(self._local(target, request)) as events:
                 async for event in events:
                     yield event
@@ -293,8 +332,10 @@ class Router:
         how = route.how
         first = how.first_token_seconds or settings.first_token_seconds
         between = how.between_seconds or settings.between_seconds
-        async with self._providers.place(target.provider):
+        async with AsyncExitStack() as stack:
+            request = await self._placed(stack, target, request, first)
             generator = await self._providers.generator(target)
+            progress.posted = True
             async with aclosing(generator.stream(request)) as events:
                 wait = first
                 while True:
@@ -310,9 +351,52 @@ class Router:
                     wait = between
                     yield said
 
+    async def _placed(
+        self, stack: AsyncExitStack, target: Target, request: Request, seconds: float
+    ) -> Request:
+        """Hold one of the provider's places; the request with what is left of its deadline.
+
+        Raises ProviderBusy when none was free for so long, TimedOut at the deadline.
+        """
+        begun = time.monotonic()
+        longest = min(seconds, request.deadline or seconds)
+        try:
+            async with asyncio.timeout(longest):
+                await stack.enter_async_context(self._providers.place(target.provider))
+        except TimeoutError:
+            if request.deadline is not None and request.deadline <= seconds:
+                raise TimedOut("The request's deadline has passed.") from None
+            raise ProviderBusy(
+                f"{target.provider} is asked as many questions at once as it may be.",
+                hint="Try again in a moment.",
+            ) from None
+        if request.deadline is None:
+            return request
+        left = request.deadline - (time.monotonic() - begun)
+        return replace(request, deadline=max(left, 1e-3))
+
     def _learn(self, target: Target, seconds: float) -> None:
         before = self._seconds.get(target.name, seconds)
         self._seconds[target.name] = before + _MEMORY * (seconds - before)
+
+
+@dataclass
+class _Progress:
+    """How far one target came. posted: the question went to it."""
+
+    posted: bool = False
+    pieces: int = 0
+    text: list[str] = field(default_factory=list)
+
+    def see(self, event: Event) -> None:
+        """An event passes."""
+        if isinstance(event, TextDelta | RefusalDelta):
+            self.text.append(event.text)
+        elif isinstance(event, ToolCallDelta):
+            self.text.append(event.name + event.arguments)
+        else:
+            return
+        self.pieces += 1
 
 
 async def _next(events: AsyncGenerator[Event]) -> Event | None:

@@ -7,6 +7,7 @@ Nothing is sent, and of a picture nothing but its size is looked at.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -87,8 +88,8 @@ class Planner:
         Pictures that are the same are counted as often as they are there: vendors bill each.
         """
         model = self.models.find(target)
-        text = self.text(model, request).tokens
-        images, known = 0, True
+        count = self.text(model, request)
+        text, images, known = count.tokens, 0, True
         for part in pictures_of(request):
             one = self._cost(model, part.size or part.image.size, part.detail)
             if isinstance(one, ImageCost):
@@ -98,8 +99,12 @@ class Planner:
                 images, known = images + _UNKNOWN_PICTURE * (one is None), False
         answer = answer_of(request)
         rates = self.models.prices.rates(model.target)
-        cost = None if rates is None else rates.cost(Tokens(text + images, answer, images))
-        return Estimate(text, images, answer, cost, known)
+        if rates is None:
+            return Estimate(text, images, answer, None, known)
+        cost = rates.cost(Tokens(text + images, answer, images))
+        more = math.ceil(count.tokens * count.error)
+        most = rates.cost(Tokens(text + more + images, answer, images)) if more else cost
+        return Estimate(text, images, answer, cost, known, most)
 
     def count(self, target: str, request: Request) -> int:
         """Tokens of a request's prompt. Raises InvalidRequest for pictures that are refused."""

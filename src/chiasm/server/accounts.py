@@ -24,7 +24,6 @@ from chiasm.operations.budgets import Budgets, Reservation, Spend
 from chiasm.operations.database import open_database
 from chiasm.operations.keys import Key, Keys
 from chiasm.operations.ledger import Entry, Ledger
-from chiasm.operations.plan import Estimate
 from chiasm.operations.rate_limits import RateLimits
 from chiasm.server.callers import Caller
 
@@ -76,8 +75,8 @@ class Accounts:
         key = self.keys.cached(text)
         return Caller(key or await anyio.to_thread.run_sync(self.keys.check, text))
 
-    async def hold(self, caller: Caller, estimate: Estimate, *, local: bool) -> Hold:
-        """Set aside what a request may take.
+    async def hold(self, caller: Caller, most: Spend | None) -> Hold:
+        """Set aside what a request may take. most: None where nobody knows the price.
 
         Raises RateLimited, BudgetExceeded, and KeyForbidden where a budget in money meets a model
         whose price is not known.
@@ -85,16 +84,16 @@ class Accounts:
         key = caller.key
         if key is None:
             return Hold(self, None)
-        if estimate.cost is None and not local and _bounds_money(key):
+        if most is None and _bounds_money(key):
             raise KeyForbidden(
                 f"The key {key.name!r} has a budget in money, and this model has no known price.",
                 hint='The operator can state it in chiasm.toml: [prices."provider/model"].',
                 param="model",
             )
-        self.rates.admit(key, estimate.image_tokens)
+        spend = most or Spend()
+        self.rates.admit(key, spend.image_tokens)
         if not key.budgets:
             return Hold(self, None)
-        spend = Spend(estimate.cost or Decimal(0), estimate.image_tokens)
         return Hold(self, await anyio.to_thread.run_sync(self.budgets.reserve, key, spend))
 
     @asynccontextmanager
@@ -108,7 +107,7 @@ class Accounts:
         count, begun, when = Counted(), time.perf_counter(), datetime.now(UTC)
         error: ChiasmError | None = None
         try:
-            hold = await self.hold(caller, Estimate(0, 0, 0, Decimal(0), True), local=True)
+            hold = await self.hold(caller, Spend())
             try:
                 yield count
             finally:

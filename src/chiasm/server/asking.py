@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from chiasm.errors import ChiasmError
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
     from fastapi import Request as Http
 
     from chiasm.generation import Event
-    from chiasm.generation.targets import Route
+    from chiasm.generation.targets import Route, Target
+    from chiasm.operations.budgets import Spend
     from chiasm.operations.plan import Estimate
     from chiasm.server.callers import Caller
     from chiasm.server.runtime import Runtime
 
 _CLIENT_GONE = 499
-_LETTERS_A_TOKEN = 4
+_MANY_PICTURES = 8  # to plan for more takes milliseconds, and a thread of its own
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,13 @@ async def _answered(record: _Record, runtime: Runtime) -> AsyncGenerator[Event]:
     route, trace, restart = record.route, record.trace, record.question.restart
     try:
         caller.require_model(route.name)
-        targets = runtime.router.order(route, request)
-        record.planned = planned = runtime.books.planned(targets, request)
-        hold = await accounts.hold(caller, planned, local=not any(t.provider for t in targets))
+        if len(images_of(request.messages)) > _MANY_PICTURES:
+            plan = await runtime.run(_plan, runtime, route, request)
+        else:
+            plan = _plan(runtime, route, request)
+        targets, planned, most = plan
+        record.planned = planned
+        hold = await accounts.hold(caller, most)
         try:
             answer = runtime.router.stream(route, request, trace, restart=restart)
             async with aclosing(answer) as events:
@@ -95,18 +101,26 @@ async def _answered(record: _Record, runtime: Runtime) -> AsyncGenerator[Event]:
                     if isinstance(event, Completed):
                         event = Completed(runtime.books.billed(trace, request, event.usage))
                         if trace.target not in (None, targets[0]):
-                            record.planned = runtime.books.planned([trace.target], request)
+                            record.planned = runtime.books.planned(trace.target, request)
                     record.see(event)
                     yield event
         finally:
-            if record.usage is None:
-                record.usage = runtime.books.broken_off(trace, request, record.tokens)
-            await hold.settle(record.usage.cost, record.usage.image_tokens)
+            record.lost = runtime.books.lost(trace, request)
+            await hold.settle(record.cost, record.image_tokens)
     except ChiasmError as error:
         record.error = error
         raise
     finally:
         accounts.ledger.put(record.entry(with_content=accounts.content))
+
+
+def _plan(
+    runtime: Runtime, route: Route, request: Request
+) -> tuple[list[Target], Estimate, Spend | None]:
+    """Who is asked, what the first of them is expected to take, and what is set aside."""
+    targets = runtime.router.order(route, request)
+    books = runtime.books
+    return targets, books.planned(targets[0], request), books.most(route, targets, request)
 
 
 def completed(asked: Request, route: Route, caller: Caller) -> Request:
@@ -140,9 +154,8 @@ class _Record:
     planned: Estimate | None = None
     usage: Usage | None = None
     error: ChiasmError | None = None
+    lost: list[Usage] = field(default_factory=list)
     whole: bool = False
-    pieces: int = 0
-    letters: int = 0
     first: float | None = None
     begun: float = field(default_factory=time.perf_counter)
     time: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -151,26 +164,30 @@ class _Record:
         """An event passes."""
         if isinstance(event, Completed):
             self.usage, self.whole = event.usage, True
-        elif isinstance(event, TextDelta | ToolCallDelta):
-            self.pieces += 1
-            self.letters += len(event.text if isinstance(event, TextDelta) else event.arguments)
-            if self.first is None:
-                self.first = time.perf_counter() - self.begun
+        elif isinstance(event, TextDelta | ToolCallDelta) and self.first is None:
+            self.first = time.perf_counter() - self.begun
 
     @property
-    def tokens(self) -> int:
-        """Of the answer as far as it came, where nobody counts them: a provider may send several
-        in a piece.
-        """
-        return max(self.pieces, self.letters // _LETTERS_A_TOKEN)
+    def charged(self) -> list[Usage]:
+        """The answer, and whatever was begun for it and came to no end."""
+        return [*self.lost, self.usage] if self.usage is not None else self.lost
+
+    @property
+    def cost(self) -> Decimal | None:
+        """All of it, in USD; None where a price is not known."""
+        costs = [each.cost for each in self.charged]
+        known = [cost for cost in costs if cost is not None]
+        return sum(known, Decimal(0)) if len(known) == len(costs) else None
+
+    @property
+    def image_tokens(self) -> int:
+        """All of them, but those of an answer that was remembered."""
+        return 0 if self.trace.from_cache else sum(each.image_tokens for each in self.charged)
 
     def entry(self, *, with_content: bool) -> Entry:
         """The row, when all is over."""
-        target, usage, planned = (
-            self.trace.target or self.route.targets[0],
-            self.usage,
-            self.planned,
-        )
+        target, planned = self.trace.target or self.route.targets[0], self.planned
+        usage = self.usage or (self.lost[-1] if self.lost else None)
         first = self.route.targets[0].name
         status = 200 if self.whole else _CLIENT_GONE
         return Entry(
@@ -191,7 +208,7 @@ class _Record:
             planned_text_tokens=planned.text_tokens if planned else None,
             planned_image_tokens=planned.image_tokens if planned else None,
             planned_cost=planned.cost if planned else None,
-            cost=usage.cost if usage else None,
+            cost=self.cost,
             seconds_to_first_token=self.first,
             seconds=time.perf_counter() - self.begun,
             retries=self.trace.retries,

@@ -9,24 +9,31 @@ from typing import TYPE_CHECKING
 
 from chiasm.generation import Request, Usage
 from chiasm.generation.messages import images_of
+from chiasm.operations.budgets import Spend
 
 if TYPE_CHECKING:
-    from chiasm.generation.router import Trace
-    from chiasm.generation.targets import Target
+    from chiasm.generation.router import Attempt, Trace
+    from chiasm.generation.targets import Route, Target
     from chiasm.operations.plan import Estimate, Planner
 
 
 class Books:
-    """Plans and bills of requests. name: what the planner calls the model of this server."""
+    """Plans and bills of requests.
 
-    def __init__(self, planner: Planner, name: Callable[[Target], str]) -> None:
+    name: what the planner calls a target. free: whether it costs no money, for it runs here.
+    """
+
+    def __init__(
+        self, planner: Planner, name: Callable[[Target], str], free: Callable[[Target], bool]
+    ) -> None:
         self.planner = planner
         self._name = name
+        self.free = free
 
     def fit(self, target: Target, request: Request) -> Request:
         """The request with its pictures scaled to what it may take of this target."""
-        if not target.provider:
-            request = replace(request, max_cost=None)  # what runs here is not paid for
+        if self.free(target):
+            request = replace(request, max_cost=None)
         if request.max_image_tokens is None and request.max_cost is None:
             return request
         return self.planner.fit(self._name(target), request)
@@ -37,18 +44,26 @@ class Books:
 
     def price(self, target: Target, request: Request) -> float | None:
         """USD that a request is expected to cost."""
-        cost = self.planner.estimate(self._name(target), request).cost
+        cost = self.planned(target, request).cost
         return None if cost is None else float(cost)
 
-    def planned(self, targets: Sequence[Target], request: Request) -> Estimate:
-        """The estimate for the first target; at the price of the dearest, for any may answer."""
-        found = [
-            self.planner.estimate(self._name(each), self.fit(each, request)) for each in targets
-        ]
-        costs = [each.cost for each in found]
+    def planned(self, target: Target, request: Request) -> Estimate:
+        """What a request is expected to take of one target."""
+        found = self.planner.estimate(self._name(target), self.fit(target, request))
+        return replace(found, cost=Decimal(0), most=Decimal(0)) if self.free(target) else found
+
+    def most(self, route: Route, targets: Sequence[Target], request: Request) -> Spend | None:
+        """What is set aside: the most that any target may take, twice where two may be asked.
+
+        None where a target has no known price.
+        """
+        found = [self.planned(each, request) for each in targets]
+        costs = [each.cost if each.most is None else each.most for each in found]
         known = [cost for cost in costs if cost is not None]
-        dearest = max(known) if len(known) == len(costs) else None
-        return replace(found[0], cost=dearest)
+        if len(known) < len(costs):
+            return None
+        times = 2 if route.how.hedge_seconds and len(targets) > 1 else 1
+        return Spend(times * max(known), times * max(each.image_tokens for each in found))
 
     def billed(self, trace: Trace, request: Request, usage: Usage) -> Usage:
         """The usage with its cost; with the pictures' share by rule, where none was stated.
@@ -58,27 +73,31 @@ class Books:
         target = trace.target
         assert target is not None
         if usage.estimated:
-            rule = self.planner.estimate(self._name(target), self.fit(target, request))
+            rule = self.planned(target, request)
             whole = usage.prompt_tokens or rule.text_tokens + rule.image_tokens
             share = min(rule.image_tokens, whole)
             usage = replace(usage, text_tokens=whole - share, image_tokens=share)
-        return replace(usage, cost=self._cost(trace, target, usage))
+        return replace(usage, cost=Decimal(0) if trace.from_cache else self._cost(target, usage))
 
-    def broken_off(self, trace: Trace, request: Request, tokens: int) -> Usage:
-        """What is charged for an answer of which about so many tokens came, and no bill.
+    def lost(self, trace: Trace, request: Request) -> list[Usage]:
+        """What is charged for each attempt that was sent and did not come to its end.
 
-        Nothing where none came; else the prompt as it was planned, and those tokens.
+        There is no bill for one: it is the prompt as it was planned, and what was said, counted.
+        Who failed before the first word charges nothing; who was left before it, the prompt.
         """
-        images, target = len(images_of(request.messages)), trace.target
-        if target is None or not tokens:
-            return Usage(0, 0, images=images)
-        rule = self.planner.estimate(self._name(target), self.fit(target, request))
-        usage = Usage(
-            rule.text_tokens, rule.image_tokens, answer_tokens=tokens, images=images, estimated=True
-        )
-        return replace(usage, cost=self._cost(trace, target, usage))
+        return [self._lost(each, request) for each in trace.attempts if each.lost]
 
-    def _cost(self, trace: Trace, target: Target, usage: Usage) -> Decimal | None:
-        if trace.from_cache or not target.provider:
-            return Decimal(0)
-        return self.planner.price(self._name(target), usage)
+    def _lost(self, attempt: Attempt, request: Request) -> Usage:
+        rule = self.planned(attempt.at, request)
+        said = self.planner.models.find(self._name(attempt.at)).text.count(attempt.text).tokens
+        usage = Usage(
+            rule.text_tokens,
+            rule.image_tokens,
+            answer_tokens=max(said if attempt.text else 0, attempt.pieces),
+            images=len(images_of(request.messages)),
+            estimated=True,
+        )
+        return replace(usage, cost=self._cost(attempt.at, usage))
+
+    def _cost(self, target: Target, usage: Usage) -> Decimal | None:
+        return Decimal(0) if self.free(target) else self.planner.price(self._name(target), usage)

@@ -304,6 +304,11 @@ class Runtime:
         """What the planner calls a target: the model of this server by its own name."""
         return target.name if target.provider else self.settings.generator or target.name
 
+    def _is_free(self, target: Target) -> bool:
+        """Whether a target costs no money: it runs here, or on the operator's own vLLM servers."""
+        setting = self.settings.generator
+        return not target.provider and (not is_remote(setting) or setting.startswith("vllm:"))
+
     @property
     def generator_if_loaded(self) -> Generator | None:
         """The generator, where it is there already."""
@@ -421,7 +426,7 @@ class Runtime:
         def load() -> None:
             accounts = Accounts(self.settings)
             planner = Planner(self.settings, seconds=self._first_token_seconds)
-            self._books = Books(planner, self._planned_name)
+            self._books = Books(planner, self._planned_name, self._is_free)
             self._accounts = accounts
             self._accounts_failure = None
 

@@ -73,9 +73,9 @@ class AnthropicMessages(HostedGenerator):
         )
         return {} if same else _WITH_SAMPLING
 
-    def check(self, request: Request) -> None:
+    def check_request(self, request: Request) -> None:
         """See `HostedGenerator.check`."""
-        super().check(request)
+        super().check_request(request)
         check_request(request, self.name, self.context)
 
     def body(self, request: Request, encode: Encode) -> list[bytes]:

@@ -73,9 +73,9 @@ class Gemini(HostedGenerator):
         """See `HostedGenerator.path`."""
         return f"{self._path}:streamGenerateContent?alt=sse"
 
-    def check(self, request: Request) -> None:
+    def check_request(self, request: Request) -> None:
         """See `HostedGenerator.check`."""
-        super().check(request)
+        super().check_request(request)
         check_request(request, self.model, self.name)
 
     def body(self, request: Request, encode: Encode) -> list[bytes]:

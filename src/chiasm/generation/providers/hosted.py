@@ -11,7 +11,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, ClassVar
 
-from chiasm.errors import ChiasmError
+from chiasm.errors import ChiasmError, InvalidRequest
 from chiasm.generation.providers.asking import Reader, ask
 from chiasm.generation.providers.blocking import without_loop
 from chiasm.generation.providers.chat_messages import Encode, check_parts, goes_as_it_is, sender
@@ -82,7 +82,7 @@ class HostedGenerator(ABC):
         """Of this request alone."""
         return {}
 
-    def check(self, request: Request) -> None:
+    def check_request(self, request: Request) -> None:
         """Raise Unsupported or InvalidRequest for what this model cannot do."""
         check_abilities(request, self.abilities, self.name)
         check_parts(request.messages, pictures_from_tools=self.pictures_from_tools, model=self.name)
@@ -97,7 +97,7 @@ class HostedGenerator(ABC):
         Raises Unsupported and InvalidRequest before anything is sent, and what `ask` raises.
         """
         started = time.perf_counter()
-        self.check(request)
+        self.check_request(request)
         pictures = [part for message in request.messages for part in message.image_parts]
         if all(goes_as_it_is(part, self.most_image_bytes) for part in pictures):
             pieces = self.body(request, self._encode)
@@ -108,9 +108,13 @@ class HostedGenerator(ABC):
         path, headers = self.path(request), self.headers(request)
         post = partial(self._connections.post, path, pieces, headers)
         answer = ask(post, reader, silence, self.refusal, self.name)
-        async with aclosing(answer) as events:
-            async for event in events:
-                yield event
+        try:
+            async with aclosing(answer) as events:
+                async for event in events:
+                    yield event
+        except InvalidRequest as error:
+            self._connections.private.hide(error)
+            raise
 
     def run(self, request: Request) -> Iterator[Event]:
         """The same without an event loop; blocks between events."""
