@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from chiasm.errors import ConfigurationError
+from chiasm.generation.providers.private import Private
 
 if TYPE_CHECKING:
     import ssl
@@ -58,6 +59,7 @@ class Connections:
         self._headers["Accept-Encoding"] = "identity"
         self._headers["Host"] = address.netloc.decode("ascii")
         self._address = address
+        self.private = Private(self._headers, [str(address)])
         self._connect = connect
         self._new_pool = new_pool
         self._spare = spare

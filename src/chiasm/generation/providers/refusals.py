@@ -134,10 +134,13 @@ def status_in(error: Mapping[str, Any]) -> int:
 
 
 def shown(message: object) -> str:
-    """A server's own words, short and printable."""
+    """A server's own words, short and printable; for callers without what `private` takes out."""
     text = "".join(letter for letter in str(message or "") if letter.isprintable())
     text = text or "it does not say why."
-    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}…"
+    if len(text) <= LONGEST_MESSAGE:
+        return text
+    words, space, _ = text[:LONGEST_MESSAGE].rpartition(" ")  # half an address is not recognised
+    return f"{words}{space}…" if space else f"{text[:LONGEST_MESSAGE]}…"
 
 
 # When to come back ------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from chiasm.generation.providers.chat_answer import AnswerReader
 from chiasm.generation.providers.cluster import CHECK_SECONDS, Cluster, Server
 from chiasm.generation.providers.event_stream import read_objects
 from chiasm.generation.providers.patience import Clock, Patience, Silence
+from chiasm.generation.providers.private import Private
 from chiasm.generation.providers.refusals import error_in, refused, status_in
 from chiasm.generation.providers.vllm_probe import KEY_VARIABLE, VLLMProbe
 from chiasm.generation.providers.wire import ABILITIES, chat_body, check_messages
@@ -76,6 +77,7 @@ class VLLMGenerator:
         self._ssl = ssl.create_default_context()
         key = key or os.environ.get(KEY_VARIABLE)
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._private = Private(self._headers, address.urls)
         counted = len(address.urls) > 1
         probe = VLLMProbe(address.model, self._headers, self._ssl, counted=counted)
         self._cluster = Cluster(address.urls, probe, every=check_seconds)
@@ -162,6 +164,9 @@ class VLLMGenerator:
                 self._cluster.failed(server, error)
                 if begun:
                     raise GeneratorFailed("The model's server gave the answer up.") from None
+            except InvalidRequest as error:
+                self._private.hide(error)
+                raise
             except GeneratorFailed as error:
                 log.warning("%s: %s", server.url, error)
                 broken.append(error)
