@@ -409,6 +409,15 @@ def test_versions_of_the_api(server: FakeOpenAI, base: str, path: str) -> None:
     assert server.asked[0].path == f"{path}models/{NEWER}:streamGenerateContent?alt=sse"
 
 
+def test_a_version_that_the_environment_names(
+    server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOOGLE_GENAI_API_VERSION", "v1alpha")
+    with contextlib.closing(connect(server)) as model:
+        answers(model, asked())
+    assert server.asked[0].path.startswith("/v1alpha/")
+
+
 # Answers ----------------------------------------------------------------------------------------
 
 
