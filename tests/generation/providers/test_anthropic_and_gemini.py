@@ -251,11 +251,11 @@ def test_thoughts_that_are_kept_back_are_no_silence(server: FakeOpenAI) -> None:
     """Anthropic may think for minutes between two tools, and says no more than that it does."""
     address = server.url.removesuffix("/v1")
     steps: list[Step] = [*anthropic_shapes.words(0, "A "),
-                         anthropic_shapes.block(1, "thinking", thinking="", signature=""), 0.5,
+                         anthropic_shapes.block(1, "thinking", thinking="", signature=""), 0.9,
                          anthropic_shapes.close(1), *anthropic_shapes.words(2, "cat."),
                          *anthropic_shapes.end()]  # fmt: skip
     replying(server, anthropic_shapes.begin(), *steps)
-    patience = Patience(between=0.2)
+    patience = Patience(between=0.5)
     with contextlib.closing(
         AnthropicMessages(model="m", base_url=address, patience=patience)
     ) as model:
@@ -371,8 +371,16 @@ def test_one_that_is_closed_leaves_the_other_its_connections(
 ) -> None:
     server.script = lambda asked: Reply(api.answer(), done=False)
     one, two = connect(), connect()
-    one.close()
-    assert said(answers(two, asked())) == "A cat sleeps."
+
+    async def close_one() -> str:
+        async for _ in one.stream(asked()):
+            pass
+        one.close()
+        await asyncio.sleep(0.05)
+        return said([event async for event in two.stream(asked())])
+
+    assert asyncio.run(close_one()) == "A cat sleeps."
+    assert server.connections == 1
 
 
 # Making one -------------------------------------------------------------------------------------

@@ -423,9 +423,8 @@ def test_a_version_that_the_environment_names(
 
 def test_a_text(server: FakeOpenAI, model: Gemini) -> None:
     events = answers(model, asked())
-    assert events[:-1] == [
-        TextDelta(0, "A"), TextDelta(0, " cat"), TextDelta(0, " sleeps."), Finished(0, "stop"),
-    ]  # fmt: skip
+    assert said(events) == "A cat sleeps."
+    assert events[-2] == Finished(0, "stop")
 
 
 def test_several_answers(server: FakeOpenAI, model: Gemini) -> None:

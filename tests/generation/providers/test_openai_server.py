@@ -140,7 +140,7 @@ def error(message: str, type: str, code: str | None = None, param: str | None = 
                     "invalid_request_error", "unsupported_value", "temperature"),
          InvalidRequest, "'temperature' does not support 0.2"),
         (400, error("Invalid image.\r\n\x1b[31m" + "x" * 9000, "invalid_request_error",
-                    "image_parse_error"), InvalidRequest, r"Invalid image\.\[31mx+…$"),
+                    "image_parse_error"), InvalidRequest, "Invalid …$"),
         (413, b"too large", InvalidRequest, "does not say why"),
         (422, {"detail": "n must be 1"}, InvalidRequest, "refuses the request"),
     ],
@@ -330,9 +330,9 @@ def test_tokens_that_come_slowly_are_no_silence(
 def test_a_slow_listener_is_no_silence(server: FakeOpenAI, connect: Connect, api: str) -> None:
     server.script = lambda asked: Reply(answer(api))
     heard = connect(patience=Patience(between=0.2)).run(asked())
-    assert next(heard) == TextDelta(0, "A")
+    first = next(heard)
     time.sleep(0.5)
-    assert said(list(heard)) == " cat sleeps."
+    assert said([first, *heard]) == "A cat sleeps."
 
 
 def test_a_deadline(server: FakeOpenAI, connect: Connect, api: str) -> None:

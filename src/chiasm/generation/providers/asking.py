@@ -88,26 +88,32 @@ def together(events: Iterator[Event]) -> Iterator[Event]:
 
     Nothing waits for what has not come. What raises does so after what came before.
     """
-    held: Event | None = None
+    words: list[TextDelta] = []
     try:
         for event in events:
-            if (
-                isinstance(event, TextDelta)
-                and isinstance(held, TextDelta)
-                and event.choice == held.choice
-            ):
-                words, tokens = held.text + event.text, held.tokens + event.tokens
-                held = TextDelta(event.choice, words, tokens)
+            if isinstance(event, TextDelta) and (not words or words[0].choice == event.choice):
+                words.append(event)
                 continue
-            if held is not None:
-                yield held
-            held = event
+            if words:
+                yield _joined(words)
+                words = []
+            if isinstance(event, TextDelta):
+                words.append(event)
+            else:
+                yield event
     except ChiasmError:
-        if held is not None:
-            yield held
+        if words:
+            yield _joined(words)
         raise
-    if held is not None:
-        yield held
+    if words:
+        yield _joined(words)
+
+
+def _joined(words: list[TextDelta]) -> TextDelta:
+    if len(words) == 1:
+        return words[0]
+    tokens = tuple(token for each in words for token in each.tokens)
+    return TextDelta(words[0].choice, "".join(each.text for each in words), tokens)
 
 
 async def _drain(chunks: AsyncIterator[bytes]) -> None:
