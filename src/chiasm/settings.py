@@ -58,16 +58,19 @@ class IndexingSettings:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How the product's own engine runs language models on a CPU.
+    """How the product's own engine runs language models.
 
-    precision: of the weights, `int8` or `float32`. cache_bytes: for keys and values. running:
-    questions that are worked on at once; 0 means as many as this machine does without making
-        each answer slow.
+    precision: of the weights, `int8`, `float32` or `bfloat16`; `auto` is int8 on a CPU, bfloat16 on
+        a GPU that computes in it, and else float32. cache_bytes: for keys and values; 0 means 512
+        MiB on a CPU and most of what is free on a GPU. running: questions that are worked on at
+        once; 0 means as many as this machine does without making each answer slow.
+    compile: let torch compile the layers; on a GPU, minutes at the start for faster answers.
     """
 
-    precision: str = "int8"
-    cache_bytes: int = 512 * 1024 * 1024
+    precision: str = "auto"
+    cache_bytes: int = 0
     running: int = 0
+    compile: bool = False
 
 
 @dataclass(frozen=True, slots=True)

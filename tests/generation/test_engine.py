@@ -23,28 +23,26 @@ from chiasm.generation import (
     Usage,
 )
 from chiasm.generation.engine.engine import Engine
-from chiasm.generation.engine.one_at_a_time import OneAtATime
 from chiasm.generation.engine.prompt import build_prompt
 from chiasm.models.checkpoint import save_checkpoint
 from chiasm.models.flops import decoder_flops
 from chiasm.models.generator import GeneratorCheckpoint
-from tests.generation.driving import AnyEngine, Heard, ask
+from tests.generation.driving import Heard, ask
 from tests.generation.tiny_models import tiny_language_model
 
 QUESTION = (Message.user("What is in this picture?"),)
 
 
-@pytest.fixture(params=[Engine, OneAtATime])
-def kind(request: pytest.FixtureRequest) -> Any:
-    """Each of the two engines."""
-    return request.param
+@pytest.fixture
+def kind(computed_by: str) -> type[Engine]:
+    """The engine, on the kernels and on torch."""
+    return Engine
 
 
 @pytest.fixture
-def engine(kind: Any, talker: GeneratorCheckpoint) -> AnyEngine:
+def engine(kind: type[Engine], talker: GeneratorCheckpoint) -> Engine:
     """An engine that has read nothing yet."""
-    made: AnyEngine = kind(talker)
-    return made
+    return kind(talker)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +52,7 @@ def generator(talker: GeneratorCheckpoint) -> Iterator[NativeGenerator]:
     made.close()
 
 
-def answer(engine: AnyEngine, request: Request) -> tuple[str, str, Usage]:
+def answer(engine: Engine, request: Request) -> tuple[str, str, Usage]:
     """Text, reason and usage of the first choice."""
     heard = ask(engine, request)
     return heard.text, heard.reasons[0], heard.usage
@@ -74,7 +72,7 @@ def reference(talker: GeneratorCheckpoint, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("question", ["What is this?", "你好", "How many birds? " * 12])
 def test_greedy_answers_are_those_of_transformers(
-    engine: AnyEngine, talker: GeneratorCheckpoint, reference: Any, question: str
+    engine: Engine, talker: GeneratorCheckpoint, reference: Any, question: str
 ) -> None:
     request = Request((Message.user(question),), max_tokens=24)
     prompt = build_prompt(request.messages, talker)
@@ -93,7 +91,7 @@ def test_greedy_answers_are_those_of_transformers(
 
 
 def test_log_probabilities_are_those_of_transformers(
-    engine: AnyEngine, talker: GeneratorCheckpoint, reference: Any
+    engine: Engine, talker: GeneratorCheckpoint, reference: Any
 ) -> None:
     request = Request(QUESTION, max_tokens=6, logprobs=3)
     (tokens,) = ask(engine, request).logprobs
@@ -109,7 +107,7 @@ def test_log_probabilities_are_those_of_transformers(
 
 
 def test_a_known_beginning_is_not_read_again_and_changes_nothing(
-    engine: AnyEngine, kind: Any, talker: GeneratorCheckpoint
+    engine: Engine, kind: type[Engine], talker: GeneratorCheckpoint
 ) -> None:
     follow_up = (
         *QUESTION,
@@ -126,18 +124,7 @@ def test_a_known_beginning_is_not_read_again_and_changes_nothing(
     assert again[2].language_flops < fresh[2].language_flops
 
 
-def test_kept_prompts_stay_within_their_budget(talker: GeneratorCheckpoint) -> None:
-    one = OneAtATime(talker)
-    answer(one, Request(QUESTION, max_tokens=4))
-    budget = 3 * one.cached_bytes
-    engine = OneAtATime(talker, prefix_bytes=budget)
-    for number in range(12):
-        answer(engine, Request((Message.user(f"{number} birds?"),), max_tokens=4))
-        assert 0 < engine.cached_bytes <= budget
-    assert OneAtATime(talker, prefix_bytes=0).cached_bytes == 0
-
-
-def test_several_answers_of_one_seed(engine: AnyEngine) -> None:
+def test_several_answers_of_one_seed(engine: Engine) -> None:
     sampling = Sampling(temperature=1.5, seed=11)
     three = Request(QUESTION, max_tokens=12, sampling=sampling, choices=3)
     said = ask(engine, three).texts
@@ -147,7 +134,7 @@ def test_several_answers_of_one_seed(engine: AnyEngine) -> None:
     assert answer(engine, alone)[0] == said[0]
 
 
-def test_a_stop_text_ends_the_answer_and_is_no_part_of_it(engine: AnyEngine) -> None:
+def test_a_stop_text_ends_the_answer_and_is_no_part_of_it(engine: Engine) -> None:
     whole, reason, _ = answer(engine, Request(QUESTION, max_tokens=24))
     assert reason == "length"
     stop = whole[8:10]
@@ -155,7 +142,9 @@ def test_a_stop_text_ends_the_answer_and_is_no_part_of_it(engine: AnyEngine) -> 
     assert (said, reason) == (whole[: whole.index(stop)], "stop")
 
 
-def test_an_answer_ends_at_the_models_own_end(kind: Any, talker: GeneratorCheckpoint) -> None:
+def test_an_answer_ends_at_the_models_own_end(
+    kind: type[Engine], talker: GeneratorCheckpoint
+) -> None:
     whole, _, _ = answer(kind(talker), Request(QUESTION, max_tokens=8))
     third = talker.tokenizer.encode(whole)[2]
     ending = type(talker.tokenizer)(
@@ -183,7 +172,7 @@ SCHEMA = {
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
-def test_answers_follow_a_schema(engine: AnyEngine, temperature: float) -> None:
+def test_answers_follow_a_schema(engine: Engine, temperature: float) -> None:
     for seed in range(5):
         sampling = Sampling(temperature=temperature, seed=seed)
         request = Request(QUESTION, max_tokens=60, sampling=sampling, schema=SCHEMA)
@@ -196,13 +185,13 @@ def test_answers_follow_a_schema(engine: AnyEngine, temperature: float) -> None:
 
 
 @pytest.mark.parametrize("schema", [{"type": "banana"}, {"$ref": "#/nowhere"}])
-def test_a_schema_that_cannot_be_followed(engine: AnyEngine, schema: dict[str, Any]) -> None:
+def test_a_schema_that_cannot_be_followed(engine: Engine, schema: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match="cannot be followed") as caught:
         answer(engine, Request(QUESTION, schema=schema))
     assert caught.value.param == "response_format"
 
 
-def test_a_prompt_that_is_too_long(kind: Any, tmp_path: Path) -> None:
+def test_a_prompt_that_is_too_long(kind: type[Engine], tmp_path: Path) -> None:
     small = tiny_language_model(tmp_path, context=64)
     engine = kind(small)
     with pytest.raises(ContextExceeded, match="reads 64 with its answer"):
@@ -212,7 +201,7 @@ def test_a_prompt_that_is_too_long(kind: Any, tmp_path: Path) -> None:
     assert usage.prompt_tokens + usage.answer_tokens == 64
 
 
-def test_operations_are_counted(engine: AnyEngine, talker: GeneratorCheckpoint) -> None:
+def test_operations_are_counted(engine: Engine, talker: GeneratorCheckpoint) -> None:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -254,7 +243,7 @@ def test_a_picture_for_a_model_without_eyes(talker: GeneratorCheckpoint) -> None
 
 
 def test_many_at_once_get_what_each_would_get_alone(
-    generator: NativeGenerator, engine: AnyEngine
+    generator: NativeGenerator, engine: Engine
 ) -> None:
     requests = [
         Request((Message.user(f"How many birds? {n % 5}"),), max_tokens=3 + n) for n in range(12)

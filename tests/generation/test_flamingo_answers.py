@@ -153,6 +153,26 @@ def test_a_second_question_finds_the_pictures_latents_in_the_cache(
     assert again == ask(OneAtATime(seer), question)[0]
 
 
+def test_kept_prompts_stay_within_their_budget(seer: GeneratorCheckpoint) -> None:
+    one = OneAtATime(seer)
+    ask(one, Message.user("What is this?"))
+    budget = 3 * one.cached_bytes
+    engine = OneAtATime(seer, prefix_bytes=budget)
+    for number in range(12):
+        ask(engine, Message.user(f"{number} birds?"))
+        assert 0 < engine.cached_bytes <= budget
+    assert OneAtATime(seer, prefix_bytes=0).cached_bytes == 0
+
+
+def test_a_long_prompt_is_read_in_pieces(
+    seer: GeneratorCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = CONVERSATIONS["three pictures, two adjacent"]
+    whole = ask(OneAtATime(seer), *messages)[0]
+    monkeypatch.setattr("chiasm.generation.engine.one_at_a_time.PREFILL_CHUNK", 7)
+    assert ask(OneAtATime(seer), *messages)[0] == whole
+
+
 def test_an_answer_by_a_schema_knows_of_the_additional_tokens(seer: GeneratorCheckpoint) -> None:
     schema = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"],
               "additionalProperties": False}  # fmt: skip

@@ -10,11 +10,9 @@ import torch
 from chiasm.errors import ContextExceeded, UnsupportedCheckpoint
 from chiasm.generation import Message, Request, TextPart, Usage
 from chiasm.generation.engine.engine import Engine
-from chiasm.generation.engine.one_at_a_time import OneAtATime
 from chiasm.generation.engine.prompt import build_prompt
 from chiasm.models.generator import GeneratorCheckpoint
 from tests.generation import driving
-from tests.generation.driving import AnyEngine
 from tests.generation.tiny_models import picture, tiny_llava
 
 RED, BLUE, TALL = picture(), picture((20, 40, 220)), picture((10, 200, 60), (30, 90))
@@ -30,13 +28,13 @@ def seer(tmp_path_factory: pytest.TempPathFactory) -> GeneratorCheckpoint:
     return tiny_llava(tmp_path_factory.mktemp("seer"))
 
 
-@pytest.fixture(params=[Engine, OneAtATime])
-def kind(request: pytest.FixtureRequest) -> Any:
-    """Each of the two engines."""
-    return request.param
+@pytest.fixture
+def kind(computed_by: str) -> type[Engine]:
+    """The engine, on the kernels and on torch."""
+    return Engine
 
 
-def ask(engine: AnyEngine, *messages: Message, **more: Any) -> tuple[str, Usage]:
+def ask(engine: Engine, *messages: Message, **more: Any) -> tuple[str, Usage]:
     heard = driving.ask(engine, Request(messages, max_tokens=12, **more))
     return heard.text, heard.usage
 
@@ -80,19 +78,19 @@ def test_each_picture_stands_where_it_was_put(seer: GeneratorCheckpoint) -> None
 
 @pytest.mark.parametrize("messages", [TURN[:1], TURN, (Message.user("Hello"),)])
 def test_answers_are_those_of_reading_everything_again(
-    kind: Any, seer: GeneratorCheckpoint, messages: tuple[Message, ...]
+    kind: type[Engine], seer: GeneratorCheckpoint, messages: tuple[Message, ...]
 ) -> None:
     assert ask(kind(seer), *messages)[0] == by_hand(seer, *messages)
 
 
-def test_the_picture_matters(kind: Any, seer: GeneratorCheckpoint) -> None:
+def test_the_picture_matters(kind: type[Engine], seer: GeneratorCheckpoint) -> None:
     engine = kind(seer)
     answers = {ask(engine, Message.user(image, "What is this?"))[0] for image in (RED, BLUE, TALL)}
     assert len(answers) == 3
 
 
 def test_a_second_question_reads_the_picture_from_the_cache(
-    kind: Any, seer: GeneratorCheckpoint
+    kind: type[Engine], seer: GeneratorCheckpoint
 ) -> None:
     engine = kind(seer)
     first = ask(engine, Message.user(RED, "What is this?"))[1]
@@ -105,7 +103,7 @@ def test_a_second_question_reads_the_picture_from_the_cache(
 
 
 def test_another_picture_of_the_same_size_is_never_taken_for_the_first(
-    kind: Any,
+    kind: type[Engine],
     seer: GeneratorCheckpoint,
 ) -> None:
     engine = kind(seer)
@@ -117,7 +115,7 @@ def test_another_picture_of_the_same_size_is_never_taken_for_the_first(
 
 
 def test_a_known_picture_elsewhere_is_not_encoded_again(
-    kind: Any, seer: GeneratorCheckpoint
+    kind: type[Engine], seer: GeneratorCheckpoint
 ) -> None:
     engine = kind(seer)
     ask(engine, Message.user(RED, "What is this?"))
@@ -129,14 +127,15 @@ def test_a_known_picture_elsewhere_is_not_encoded_again(
 
 
 def test_a_long_prompt_is_read_in_pieces(
-    seer: GeneratorCheckpoint, monkeypatch: pytest.MonkeyPatch
+    kind: type[Engine], seer: GeneratorCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chiasm.generation.engine.one_at_a_time.PREFILL_CHUNK", 7)
-    assert ask(OneAtATime(seer), *TURN)[0] == by_hand(seer, *TURN)
+    engine = kind(seer)
+    monkeypatch.setattr(engine._passes, "rows", 7, raising=True)
+    assert ask(engine, *TURN)[0] == by_hand(seer, *TURN)
 
 
 def test_more_pictures_than_the_context_holds(
-    kind: Any, tmp_path_factory: pytest.TempPathFactory
+    kind: type[Engine], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     small = tiny_llava(tmp_path_factory.mktemp("small"), context=128)
     engine = kind(small)

@@ -179,6 +179,16 @@ def test_the_tower_by_itself_and_what_lies_behind_it_make_the_whole(model: Small
     torch.testing.assert_close(split, model.encode_image(inputs))
 
 
+def test_pictures_are_named_in_float32_for_a_decoder_in_bfloat16(model: SmallVLM) -> None:
+    inputs = looks()
+    expected = model.encode_image(inputs)
+    model.decoder.to(torch.bfloat16)
+    features = model.encode_image(inputs)
+    assert features.dtype == torch.float32
+    # Eight bits of the words' embeddings, of which each token is a sum.
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-3)
+
+
 def test_vision_flops_are_what_torch_counts(model: SmallVLM) -> None:
     inputs = looks()
     with FlopCounterMode(display=False) as counter:

@@ -98,6 +98,8 @@ class SmallVLM(PicturesInText):
     already, by the name of their layer: (A with the scale in it, B).
     """
 
+    sees_in_float32 = True  # the namer tells words apart by small differences of distances
+
     def __init__(
         self, image_tower: EfficientNetLite, decoder: Decoder, config: SmallVLMConfig, token_id: int
     ) -> None:
@@ -137,7 +139,11 @@ class SmallVLM(PicturesInText):
 
     def project(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """One picture's looks as `tower_features` gave them → [image tokens, decoder width]."""
-        tokens: Tensor = self.projector(self._seen(features), self.namer, self.decoder.embed)
+
+        def embed(ids: Tensor) -> Tensor:
+            return self.decoder.embed(ids).to(self.projector.places.dtype)
+
+        tokens: Tensor = self.projector(self._seen(features), self.namer, embed)
         return tokens
 
     @torch.no_grad()  # namer and classifier are as they are

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -160,8 +160,10 @@ class PicturesInText(nn.Module):
     """The half of a `VisionLanguageModel` that all share which put features among the tokens.
 
     A subclass sets `decoder` and `image_token_id` and brings `encode_image` and `vision_flops`.
+    sees_in_float32: whether what comes before the decoder needs that, whatever the decoder is in.
     """
 
+    sees_in_float32: ClassVar[bool] = False
     decoder: Decoder
     image_token_id: int
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from chiasm.generation import Message, Request, Sampling, TextPart
+from chiasm.generation.engine import passes
 from chiasm.generation.engine.engine import Engine
 from chiasm.models.generator import GeneratorCheckpoint
 from tests.generation.driving import Heard, ask, finish, put
@@ -117,3 +119,28 @@ def test_int8_is_the_same_in_company_too(llava: GeneratorCheckpoint) -> None:
     heard = [put(engine, each) for each in requests]
     finish(engine)
     assert [what_matters(each) for each in heard] == alone
+
+
+def test_torch_says_the_same_in_company_when_it_does_not_draw(
+    llava: GeneratorCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not bit by bit: log-probabilities are as close as sums in another order are."""
+    monkeypatch.setattr(passes, "_kernels_can", lambda decoder: False)
+    dice = random.Random(2027)
+    requests = [replace(random_request(dice), sampling=Sampling(), logprobs=1) for _ in range(24)]
+    alone = [what_matters(ask(Engine(llava), each)) for each in requests]
+    assert len({str(each["texts"]) for each in alone}) > 15
+    for pool, running in ((2**25, 16), (900_000, 5)):
+        engine = Engine(llava, pool_bytes=pool, running=running)
+        heard = []
+        for each in requests:
+            heard.append(put(engine, each))
+            for _ in range(dice.randint(0, 2)):
+                engine.step()
+        finish(engine)
+        for one, other in zip(heard, alone, strict=True):
+            together = what_matters(one)
+            close = [[pytest.approx(t.logprob, abs=1e-4) for t in c] for c in other["logprobs"]]
+            assert [[t.logprob for t in choice] for choice in together.pop("logprobs")] == close
+            assert together == {key: other[key] for key in together}
+        assert engine.blocks.available == engine.blocks.count

@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from chiasm.errors import NotReady
+from chiasm.errors import ConfigurationError, NotReady
 from chiasm.generation import Completed, Message, NativeGenerator, Request
 from chiasm.generation.engine.engine import Engine
-from chiasm.generation.engine.kernels.passes import Passes
-from chiasm.generation.engine.one_at_a_time import OneAtATime
+from chiasm.generation.engine.kernels.passes import KernelPasses
+from chiasm.generation.engine.native import load_native_generator
+from chiasm.generation.engine.prompt import build_prompt
 from chiasm.models.decoder import Decoder
 from chiasm.models.generator import GeneratorCheckpoint
-from tests.generation.driving import Heard, ask
+from chiasm.settings import Settings
+from tests.generation.driving import Heard
+from tests.generation.tiny_models import picture, save
 
 ENDLESS = {"type": "string", "minLength": 1000}
 
@@ -36,15 +40,15 @@ def asked(text: str, **more: Any) -> Request:
 def test_a_pass_that_fails_ends_those_questions_and_no_others(
     generator: NativeGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Passes.run
+    run = KernelPasses.run
     broken = True
 
-    def failing(self: Passes, pieces: Any) -> Any:
+    def failing(self: KernelPasses, pieces: Any) -> Any:
         if broken:
             raise RuntimeError("a processor has melted")
         return run(self, pieces)
 
-    monkeypatch.setattr(Passes, "run", failing)
+    monkeypatch.setattr(KernelPasses, "run", failing)
     with pytest.raises(RuntimeError, match="melted"):
         list(generator.run(asked("Hello")))
     broken = False
@@ -66,10 +70,10 @@ def test_a_warm_up_before_and_between_questions(generator: NativeGenerator) -> N
 def test_a_warm_up_that_fails_is_heard_of(
     generator: NativeGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(self: Passes) -> None:
+    def failing(self: KernelPasses) -> None:
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(Passes, "warm_up", failing)
+    monkeypatch.setattr(KernelPasses, "warm_up", failing)
     with pytest.raises(RuntimeError, match="no compiler"):
         generator.warm_up()
     assert list(generator.run(asked("Hello")))
@@ -123,15 +127,42 @@ def test_the_context_is_what_the_memory_holds(llava: GeneratorCheckpoint) -> Non
     generator.close()
 
 
-def test_what_the_kernels_cannot_run_is_answered_one_at_a_time(
+def test_what_the_kernels_cannot_run_is_answered_by_torch_and_together(
     llava: GeneratorCheckpoint,
 ) -> None:
     config = dataclasses.replace(llava.config, head_dim=12)
     torch.manual_seed(3)
     odd = Decoder(config).eval().requires_grad_(False)
     checkpoint = GeneratorCheckpoint(odd, None, llava.tokenizer, "odd", "9" * 64)
-    generator = NativeGenerator(checkpoint, precision="int8", pool_bytes=2**20)
-    assert generator.running == 1
-    said = Heard(list(generator.run(asked("Hello")))).text
-    assert said == ask(OneAtATime(checkpoint), asked("Hello")).text
+    request = asked("Hello")
+    ids = list(build_prompt(request.messages, checkpoint).ids)
+    with torch.no_grad():
+        for _ in range(6):
+            ids.append(int(odd.logits(odd(odd.embed(torch.tensor([ids]))))[0, -1].argmax()))
+    generator = NativeGenerator(checkpoint, precision="auto", pool_bytes=2**20)
+    assert generator.running > 1
+    said = Heard(list(generator.run(request))).text
+    assert said == checkpoint.tokenizer.decode(ids[-6:])
+    generator.close()
+
+
+def test_a_precision_that_cannot_be_had(llava: GeneratorCheckpoint) -> None:
+    odd = Decoder(dataclasses.replace(llava.config, head_dim=12)).requires_grad_(False)
+    checkpoint = GeneratorCheckpoint(odd, None, llava.tokenizer, "odd", "9" * 64)
+    with pytest.raises(ConfigurationError, match="int8"):
+        NativeGenerator(checkpoint, precision="int8")
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
+def test_the_settings_say_how_weights_are_held(
+    llava: GeneratorCheckpoint, tmp_path: Path, precision: str
+) -> None:
+    save(llava, tmp_path)
+    flags = {"generator": str(tmp_path), "device": "cpu", "engine.precision": precision}
+    generator = load_native_generator(Settings.load(flags, environment={}))
+    model: Any = generator.checkpoint.model
+    held = {parameter.dtype for parameter in model.parameters()}
+    assert held == {torch.bfloat16 if precision == "bfloat16" else torch.float32}
+    request = Request((Message.user(picture(), "What is this?"),), max_tokens=6)
+    assert Heard(list(generator.run(request))).usage.answer_tokens
     generator.close()

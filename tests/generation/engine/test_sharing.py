@@ -21,6 +21,7 @@ from tests.generation.tiny_models import picture
 
 RED, BLUE, TALL = picture(), picture((20, 40, 220)), picture((10, 200, 60), (30, 90))
 ASKED = "How many birds can be seen in it?"
+pytestmark = pytest.mark.usefixtures("computed_by")
 
 
 def about(*parts: str | Image, **more: Any) -> Request:

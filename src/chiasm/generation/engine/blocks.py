@@ -14,6 +14,9 @@ from collections.abc import Sequence
 
 from chiasm.generation.engine.prompt import Unit
 
+BLOCK_TOKENS = 16
+"""Tokens whose keys, or values, lie together."""
+
 
 def first_key(scope: str) -> bytes:
     """What the keys of all texts of a scope, such as a tenant, begin with."""

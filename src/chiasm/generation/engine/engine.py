@@ -17,11 +17,9 @@ import torch
 
 from chiasm.errors import ChiasmError, NotReady
 from chiasm.generation.engine.answer import Answer
-from chiasm.generation.engine.blocks import Blocks, first_key, next_key
+from chiasm.generation.engine.blocks import BLOCK_TOKENS, Blocks, first_key, next_key
 from chiasm.generation.engine.constraint import Grammars
-from chiasm.generation.engine.kernels.arithmetic import BLOCK_TOKENS
-from chiasm.generation.engine.kernels.network import Precision, can_run
-from chiasm.generation.engine.kernels.passes import MOST_ROWS, Passes, Piece
+from chiasm.generation.engine.passes import Piece, open_passes
 from chiasm.generation.engine.prefix import FeatureCache
 from chiasm.generation.engine.question import PictureInputs, Question, Said, read_question
 from chiasm.generation.engine.scheduler import Text, next_to_encode, share_out
@@ -34,8 +32,6 @@ from chiasm.models.vision_language import PicturesInText
 
 Say = Callable[[Said], None]
 
-MOST_RUNNING = 16
-"""Texts that are worked on at once, at most."""
 _STRETCH = 2.5
 """How many times longer than a pass of one row a step may take while somebody waits for tokens."""
 _CROWD = 1.5
@@ -45,8 +41,8 @@ log = logging.getLogger("chiasm.generation")
 
 
 def can_batch(checkpoint: GeneratorCheckpoint) -> bool:
-    """Whether `Engine` can serve it: on a CPU, pictures among the tokens, a decoder it knows."""
-    return isinstance(checkpoint.model, Decoder | PicturesInText) and can_run(checkpoint.decoder)
+    """Whether `Engine` can serve it: its pictures stand among the tokens."""
+    return isinstance(checkpoint.model, Decoder | PicturesInText)
 
 
 class Engine:
@@ -56,24 +52,31 @@ class Engine:
         self,
         checkpoint: GeneratorCheckpoint,
         *,
-        precision: Precision = "float32",
-        pool_bytes: int = 512 * 1024 * 1024,
+        precision: str = "float32",
+        pool_bytes: int | None = None,
         feature_bytes: int = 64 * 1024 * 1024,
         running: int = 0,
+        compiled: bool = False,
     ) -> None:
-        """pool_bytes: for keys and values of what is being read, and of what may be asked again.
+        """precision, pool_bytes, compiled: see `open_passes`; for keys and values of what is being
+        read, and of what may be asked again.
         feature_bytes: for features of pictures that may be asked about again.
         running: texts that are worked on at once; others wait. 0: as many as a pass has time for,
         once `warm_up` has measured that.
         """
         self.checkpoint = checkpoint
-        self.running = running or MOST_RUNNING
         self._fixed = bool(running)
         self._model = checkpoint.model
         self._grammars = Grammars.of(checkpoint)
-        self._passes = Passes(
-            checkpoint.decoder, precision=precision, pool_bytes=pool_bytes, texts=self.running
+        self._passes = open_passes(
+            checkpoint.decoder,
+            precision,
+            pool_bytes=pool_bytes,
+            texts=running,
+            compiled=compiled,
         )
+        self.running = running or self._passes.texts
+        self._device = checkpoint.decoder.embedding.weight.device
         self.blocks = Blocks(self._passes.blocks)
         self.context = self._passes.context
         self._features = FeatureCache(feature_bytes)
@@ -120,12 +123,14 @@ class Engine:
         self._passes.warm_up()
         self.blocks.forget()  # what was in them has been written over
         if not self._fixed:
-            spare = (_CROWD - 1) * self._passes.seconds_of_one
-            self.running = min(max(4, int(spare / self._passes.seconds_a_row) + 1), MOST_RUNNING)
+            pace = self._passes.pace
+            spare = (_CROWD - 1) * pace.one
+            self.running = min(max(4, int(spare / pace.a_row) + 1), self._passes.texts)
         if isinstance(self._model, PicturesInText) and self.checkpoint.images is not None:
             blank = Image(np.zeros((64, 64, 3), np.uint8), (64, 64))
             with torch.inference_mode():
-                self._model.encode_image(self.checkpoint.images.prepare(blank))
+                inputs = self.checkpoint.images.prepare(blank).to(self._device)
+                self._model.encode_image(inputs)
 
     def close(self) -> None:
         """Give up all questions and end the threads."""
@@ -152,15 +157,14 @@ class Engine:
                 self._end(question, question.too_late())
         self._take_in()
         decoding = sum(text.left == 1 for text in self._running)
-        spare = math.inf
+        spare, pace, rows = math.inf, self._passes.pace, self._passes.rows
         if decoding:
-            whole = _STRETCH * self._passes.seconds_of_one
-            spare = whole - self._passes.seconds_for(decoding)
+            spare = _STRETCH * pace.one - pace.of(decoding)
         spare -= self._encode(spare)
-        room = MOST_ROWS
+        room = rows
         if decoding:
-            room = decoding + max(int(spare / self._passes.seconds_a_row), 1)
-        self._read(share_out(self._running, rows=MOST_ROWS, beside=room))
+            room = decoding + max(int(spare / pace.a_row), 1)
+        self._read(share_out(self._running, rows=rows, beside=room))
 
     def _take_in(self) -> None:
         """Begin with the texts that have waited, as long as there is memory for their prompts."""
@@ -248,10 +252,15 @@ class Engine:
         name = question.request.tenant, picture.digest
         slices = self._encoding.get(name)
         if slices is None:
-            slices = self._encoding[name] = self._model.encode_slices(picture.inputs)
+            inputs = picture.inputs.to(self._device)
+            slices = self._encoding[name] = self._model.encode_slices(inputs)
         try:
             with question.ledger.stage("encode"):
-                next(slices)
+                try:
+                    next(slices)
+                finally:
+                    if self._device.type == "cuda":  # or the time would be somebody else's
+                        torch.cuda.synchronize(self._device)
         except StopIteration as end:
             del self._encoding[name]
             features: torch.Tensor = end.value
@@ -282,8 +291,8 @@ class Engine:
         for text, piece, scores in zip(texts, pieces, logits, strict=True):
             if text not in self._running:  # its question has ended with another of its answers
                 continue
-            self._account(text, len(piece.embeddings))
-            text.computed += len(piece.embeddings)
+            self._account(text, len(piece.ids))
+            text.computed += len(piece.ids)
             self._learn(text)
             if scores is not None:
                 try:
@@ -312,15 +321,14 @@ class Engine:
 
     def _piece(self, text: Text, count: int) -> Piece:
         start, end = text.computed, text.computed + count
-        embeddings = self.checkpoint.decoder.embed(torch.tensor(text.ids[start:end]))
+        seen = []
         for number, features in text.features.items():
             at = text.question.pictures[number].at
             here = [place for place, position in enumerate(at) if start <= position < end]
             if here:
-                rows = torch.tensor([at[place] - start for place in here])
-                embeddings[rows] = features[here[0] : here[-1] + 1].to(embeddings.dtype)
-        wanted = end == len(text.ids)
-        return Piece(embeddings, start, text.blocks, wanted)
+                rows = [at[place] - start for place in here]
+                seen.append((rows, features[here[0] : here[-1] + 1]))
+        return Piece(text.ids[start:end], start, text.blocks, end == len(text.ids), seen)
 
     def _learn(self, text: Text) -> None:
         """Name the blocks that have become full; let go of pictures that have been read."""

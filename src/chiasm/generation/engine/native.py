@@ -8,14 +8,17 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from chiasm.errors import NotReady
 from chiasm.generation.request import Event, Request
 
 if TYPE_CHECKING:
+    import torch
+
     from chiasm.generation.engine.engine import Engine
     from chiasm.generation.engine.one_at_a_time import OneAtATime
+    from chiasm.generation.engine.passes import Precision
     from chiasm.generation.engine.question import Question, Said
     from chiasm.models.catalog import Progress
     from chiasm.models.generator import GeneratorCheckpoint
@@ -176,6 +179,7 @@ def load_native_generator(
     settings: Settings, *, progress: Progress | None = None
 ) -> NativeGenerator:
     """The generator that the settings name, on the device they name; fetched if it is missing."""
+    from chiasm.generation.engine.passes import precision_of
     from chiasm.models.device import choose_device
     from chiasm.models.generator import load_generator
 
@@ -187,13 +191,32 @@ def load_native_generator(
         catalogs=[settings.catalog],
     )
     device = choose_device(settings.device)
-    if device.type != "cpu":
-        checkpoint.model.to(device)  # type: ignore[union-attr]
     wanted = settings.engine
+    precision = precision_of(wanted.precision, checkpoint.decoder, device)
+    _bring(checkpoint, device, precision)
     return NativeGenerator(
         checkpoint,
         name=settings.generator,
-        precision=wanted.precision,
-        pool_bytes=wanted.cache_bytes,
+        precision=precision,
+        pool_bytes=wanted.cache_bytes or None,
         running=wanted.running,
+        compiled=wanted.compile,
     )
+
+
+def _bring(checkpoint: GeneratorCheckpoint, device: torch.device, precision: Precision) -> None:
+    """The network's weights to a device, in one go and in the precision that they will have there.
+
+    Networks that look at pictures between the layers stay in float32.
+    """
+    import torch
+
+    from chiasm.models.decoder import Decoder
+    from chiasm.models.vision_language import PicturesInText
+
+    model = cast("torch.nn.Module", checkpoint.model)
+    if precision == "bfloat16" and isinstance(model, PicturesInText) and model.sees_in_float32:
+        model.decoder.to(device, torch.bfloat16)
+    elif precision == "bfloat16" and isinstance(model, PicturesInText | Decoder):
+        model.to(device, torch.bfloat16)
+    model.to(device)

@@ -1,6 +1,7 @@
-"""One request after the other through the network: what serves where `Engine` cannot.
+"""One request after the other: for networks that look at their pictures between the layers.
 
-That is on a GPU, and for networks that look at their pictures between the layers (Flamingo).
+Flamingo's pictures are no tokens among others. What is kept of them lies aside, and blocks of keys
+and values have no place for it.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class OneAtATime:
         """
         self.checkpoint = checkpoint
         self.context = checkpoint.context
-        self._model = checkpoint.model
+        assert not isinstance(checkpoint.model, Decoder)
+        self._model: VisionLanguageModel = checkpoint.model
         self._prefixes = PrefixCache(prefix_bytes)
         self._features = FeatureCache(feature_bytes)
         self._grammars = Grammars.of(checkpoint)
@@ -154,7 +156,7 @@ class OneAtATime:
                 end = min(begin + PREFILL_CHUNK, len(units))
                 ids = torch.tensor([question.ids[begin:end]], device=self._device)
                 here = _between(question.pictures, features, begin, end)
-                hidden = self._hidden(ids, here, cache)
+                hidden = self._model(ids, here, cache=cache)
             logits = self._model.logits(hidden[0, -1])
             ledger.language_flops += decoder_flops(
                 self.checkpoint.config, len(units) - start, before=start, logits=1
@@ -168,7 +170,6 @@ class OneAtATime:
         for number, picture in enumerate(question.pictures):
             if picture.at[-1] < start:
                 continue
-            assert not isinstance(model, Decoder)
             known = picture.features
             if known is None:
                 known = self._features.get(tenant, picture.digest)
@@ -183,36 +184,23 @@ class OneAtATime:
             found[number] = known
         return found
 
-    def _hidden(self, ids: Tensor, features: Tensor | None, cache: KeyValueCache) -> Tensor:
-        """The hidden states of `ids`, [1, tokens, width]; the cache has them afterwards."""
-        model: VisionLanguageModel | Decoder = self._model
-        if isinstance(model, Decoder):
-            hidden: Tensor = model(model.embed(ids), cache=cache)
-            return hidden
-        return model(ids, features, cache=cache)
-
     def _step(self, token: int, cache: KeyValueCache, ledger: Ledger) -> Tensor:
         """Read one token of an answer: the logits after it."""
         with ledger.stage("decode"):
             ids = torch.tensor([[token]], device=self._device)
             ledger.language_flops += decoder_flops(self.checkpoint.config, 1, before=cache.length)
-            return self._model.logits(self._hidden(ids, None, cache)[0, -1])
+            return self._model.logits(self._model(ids, cache=cache)[0, -1])
 
 
 def _between(
     pictures: Sequence[PictureInputs], features: dict[int, Tensor], begin: int, end: int
 ) -> Tensor | None:
-    """The features for the image tokens from position `begin` to before `end`."""
-    parts = []
-    for number, encoded in features.items():
-        at = pictures[number].at
-        here = [place for place, position in enumerate(at) if begin <= position < end]
-        if not here:
-            continue
-        if len(encoded) == len(at):
-            parts.append(encoded[here[0] : here[-1] + 1])
-        else:  # one token stands for a whole picture that is attended to from aside
-            parts.append(encoded)
+    """The features of the pictures whose tokens stand from position `begin` to before `end`."""
+    parts = [
+        encoded
+        for number, encoded in features.items()
+        if any(begin <= position < end for position in pictures[number].at)
+    ]
     return torch.cat(parts) if parts else None
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from chiasm.generation.engine.answer import Answer
-from chiasm.generation.engine.kernels.arithmetic import BLOCK_TOKENS
+from chiasm.generation.engine.blocks import BLOCK_TOKENS
 from chiasm.generation.engine.prompt import Unit
 from chiasm.generation.engine.question import PictureInputs, Question
 

@@ -15,15 +15,16 @@ from chiasm.generation.engine.kernels import step
 
 PROGRAM = """
 import torch
-from chiasm.generation.engine.kernels.passes import Passes, Piece
+from chiasm.generation.engine.kernels.passes import KernelPasses
+from chiasm.generation.engine.passes import Piece
 from chiasm.models.decoder import Decoder, DecoderConfig
 torch.set_num_threads(1)
 torch.manual_seed(0)
 decoder = Decoder(DecoderConfig(vocab_size=40, hidden_size=16, intermediate_size=16,
     num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32)).eval()
-passes = Passes(decoder, precision="float32", pool_bytes=0, texts=1)
+passes = KernelPasses(decoder, precision="float32", pool_bytes=0, texts=1)
 with torch.no_grad():
-    piece = Piece(decoder.embed(torch.tensor([1, 2, 3])), 0, [0], True)
+    piece = Piece([1, 2, 3], 0, [0], True)
     print(float(passes.run([piece])[0].abs().sum()))
 """
 

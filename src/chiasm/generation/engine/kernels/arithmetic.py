@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
+from chiasm.generation.engine.blocks import BLOCK_TOKENS
 from chiasm.generation.engine.kernels import tiles
 from chiasm.generation.engine.kernels.tiles import (
     ROWS,
@@ -43,8 +44,6 @@ reordered = njit(
     fastmath={"reassoc", "nsz", "contract", "arcp"},
 )
 
-BLOCK_TOKENS = 16
-"""Tokens whose keys, or values, lie together in the cache."""
 _ROWS_AT_ONCE = 48  # activations that stay in a core's own cache while weights stream past them
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693359375)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from chiasm.generation.engine.blocks import BLOCK_TOKENS
 from chiasm.generation.engine.kernels.step import Bench, Network, Pool, Rows, forward
 
 
@@ -81,8 +82,6 @@ def _bench(network: Network, threads: int, rows: int, context: int) -> Bench:
 
 def empty_pool(network: Any, blocks: int) -> Pool:
     """Memory for the keys and values of so many blocks."""
-    from chiasm.generation.engine.kernels.arithmetic import BLOCK_TOKENS
-
     layers, width = network.norm1.shape[0], network.cos.shape[1]
     shape = (layers, blocks, network.key_heads, BLOCK_TOKENS, width)
     return Pool(np.zeros(shape, np.float32), np.zeros(shape, np.float32))

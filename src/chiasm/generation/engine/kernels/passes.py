@@ -4,42 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from chiasm.generation.engine.kernels.arithmetic import BLOCK_TOKENS
+from chiasm.generation.engine.blocks import BLOCK_TOKENS
 from chiasm.generation.engine.kernels.crew import Crew, empty_pool
 from chiasm.generation.engine.kernels.network import Precision, packed
 from chiasm.generation.engine.kernels.step import Rows
+from chiasm.generation.engine.passes import Pace, Piece, embedded
 from chiasm.models.decoder import Decoder
 
 MOST_ROWS = 256
 """Rows of one pass: more would gain nothing, and hold up others."""
+MOST_TEXTS = 16
+"""Texts of one pass whose logits may be wanted."""
+_POOL_BYTES = 512 * 1024 * 1024
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Consecutive tokens of one text. blocks: of the whole text up to their end.
+class KernelPasses:
+    """See `chiasm.generation.engine.passes.Passes`."""
 
-    embeddings: float32 [tokens, width]. wanted: whether the logits after the last are.
-    """
-
-    embeddings: Tensor
-    start: int
-    blocks: Sequence[int]
-    wanted: bool
-
-
-class Passes:
-    """Not safe to use from several threads at once."""
+    rows = MOST_ROWS
 
     def __init__(
-        self, decoder: Decoder, *, precision: Precision, pool_bytes: int, texts: int
+        self, decoder: Decoder, *, precision: Precision, pool_bytes: int | None, texts: int
     ) -> None:
-        """pool_bytes: for keys and values. texts: whose logits may be wanted in one pass."""
+        """pool_bytes: for keys and values; None is 512 MiB. texts: 0 is `MOST_TEXTS`."""
+        self._decoder = decoder
+        self.texts = texts or MOST_TEXTS
         config = decoder.config
         self._network = packed(decoder, precision)
         self._vocabulary = config.vocab_size
@@ -49,25 +43,22 @@ class Passes:
         )  # fmt: skip
         # A text that is read alone must find room, and more than a context's worth is for others.
         whole = -(-config.max_position_embeddings // BLOCK_TOKENS)
+        pool_bytes = _POOL_BYTES if pool_bytes is None else pool_bytes
         self.blocks = max(pool_bytes // self.block_bytes, 4)
         self.context = min(config.max_position_embeddings, self.blocks * BLOCK_TOKENS)
         self._table = min(whole, self.blocks)
         self._pool = empty_pool(self._network, self.blocks)
         # A little more than whole pages, else rows of it would compete for the same cache lines.
         width = self._network.head.weights.shape[1] * self._network.head.weights.shape[3]
-        self._logits = np.zeros((texts, width + 16), np.float32)
+        self._logits = np.zeros((self.texts, width + 16), np.float32)
         self._crew = Crew(
             torch.get_num_threads(), self._network, rows=MOST_ROWS, context=self.context
         )
-        # Of a pass: one of a single row, and what each further row adds. Measured by `warm_up`.
-        self.seconds_of_one, self.seconds_a_row = 0.02, 0.002
+        self.pace = Pace()
 
     def run(self, pieces: Sequence[Piece]) -> list[Tensor | None]:
-        """Read them all: logits [vocabulary] where they are wanted, to be used before the next run.
-
-        At most MOST_ROWS rows in all, and one piece of each text.
-        """
-        lengths = [len(piece.embeddings) for piece in pieces]
+        """See `Passes.run`."""
+        lengths = [len(piece.ids) for piece in pieces]
         ends = np.cumsum(lengths)
         blocks = np.zeros((len(pieces), self._table), np.int32)
         positions = np.empty(int(ends[-1]), np.int32)
@@ -80,7 +71,7 @@ class Passes:
             raise ValueError(f"{len(positions)} rows with {len(wanted)} logits are too many")
         logits = self._logits[: len(wanted)]
         rows = Rows(
-            x=torch.cat([piece.embeddings for piece in pieces]).numpy(),
+            x=embedded(self._decoder, pieces).numpy(),
             positions=positions,
             text=np.repeat(np.arange(len(pieces), dtype=np.int32), lengths),
             blocks=blocks,
@@ -101,25 +92,14 @@ class Passes:
 
         Takes some ten seconds when the kernels are compiled for the first time on a machine.
         """
-        width = self._network.norm1.shape[1]
 
         def seconds(rows: int) -> float:
             block = list(range(-(-rows // BLOCK_TOKENS)))
-            piece = Piece(torch.zeros(rows, width), 0, block, wanted=True)
             begun = time.perf_counter()
-            self.run([piece])
+            self.run([Piece([0] * rows, 0, block, wanted=True)])
             return time.perf_counter() - begun
 
-        most = min(64, self.context)
-        for rows in (1, most):
-            seconds(rows)
-        one, many = (min(seconds(rows) for _ in range(3)) for rows in (1, most))
-        self.seconds_of_one = one
-        self.seconds_a_row = max(many - one, 0.1 * one) / max(most - 1, 1)
-
-    def seconds_for(self, rows: int) -> float:
-        """About how long a pass over so many rows takes."""
-        return self.seconds_of_one + self.seconds_a_row * max(rows - 1, 0)
+        self.pace = Pace.measured(seconds, min(64, self.context))
 
     def close(self) -> None:
         """End the threads."""
