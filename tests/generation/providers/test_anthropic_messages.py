@@ -120,7 +120,7 @@ def test_the_official_sdk_reads_what_this_server_sends(server: FakeOpenAI) -> No
 def test_a_plain_question(server: FakeOpenAI, model: AnthropicMessages) -> None:
     assert body_of(server, model, asked("Who?")) == {
         "model": "claude-opus-5-5",
-        "max_tokens": 1024,
+        "max_tokens": 4096,
         "messages": [{"role": "user", "content": "Who?"}],
         "stream": True,
     }

@@ -16,7 +16,7 @@ from chiasm.generation.providers.json_arguments import arguments_of
 from chiasm.generation.providers.json_body import JsonBody
 from chiasm.generation.request import Request, Tool
 
-DEFAULT_MAX_TOKENS = 1024  # as here; the API asks for a number
+DEFAULT_MAX_TOKENS = 4096  # the API asks for a number, and thoughts count against it
 MOST_IMAGES = 600
 MOST_IMAGES_OF_SMALL_CONTEXT = 100
 SMALL_CONTEXT = 200_000
