@@ -6,6 +6,7 @@ import pytest
 
 from chiasm.errors import InvalidRequest
 from chiasm.generation.providers.private import Private
+from chiasm.generation.providers.refusals import shown
 
 KEY = "sk-proj-Zq81mNw0Lk7yTr5eVb3c"
 PRIVATE = Private({"Authorization": f"Bearer {KEY}"}, ["https://models.example.net:8443/v1"])
@@ -65,3 +66,9 @@ def test_an_error_is_changed_as_a_whole() -> None:
     error = InvalidRequest(f"No: {KEY}", param=f"at {KEY}")
     PRIVATE.hide(error)
     assert KEY not in f"{error}{error!r}{error.param}"
+
+
+def test_what_is_cut_short_does_not_end_in_half_an_address() -> None:
+    words = "no " * 95
+    assert shown(f"{words}http://models.example.net/v1 and on") == f"{words}…"
+    assert shown("x" * 400) == "x" * 300 + "…"

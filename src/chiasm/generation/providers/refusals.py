@@ -27,6 +27,7 @@ from chiasm.errors import (
 )
 
 LONGEST_MESSAGE = 300
+_HALF_A_WORD = 100
 
 _QUOTA = frozenset(
     ("insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached",
@@ -139,8 +140,9 @@ def shown(message: object) -> str:
     text = text or "it does not say why."
     if len(text) <= LONGEST_MESSAGE:
         return text
-    words, space, _ = text[:LONGEST_MESSAGE].rpartition(" ")  # half an address is not recognised
-    return f"{words}{space}…" if space else f"{text[:LONGEST_MESSAGE]}…"
+    words, space, rest = text[:LONGEST_MESSAGE].rpartition(" ")
+    # The beginning of an address or of a key would not be recognised.
+    return f"{words} …" if space and len(rest) < _HALF_A_WORD else f"{text[:LONGEST_MESSAGE]}…"
 
 
 # When to come back ------------------------------------------------------------------------------
