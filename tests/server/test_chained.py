@@ -208,9 +208,7 @@ def test_nothing_is_lost_between(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_streams_pass_through(
-    near: LiveServer, model: ScriptedGenerator, kind: str
-) -> None:
+def test_streams_pass_through(near: LiveServer, model: ScriptedGenerator, kind: str) -> None:
     model.script = [TextDelta(0, "One "), TextDelta(0, "two."), Finished(0, "length")]
     with anthropic.Anthropic(base_url=near.url, api_key="none", max_retries=0) as client:
         events: Any = client.messages.create(
