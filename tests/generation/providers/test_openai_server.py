@@ -140,7 +140,7 @@ def error(message: str, type: str, code: str | None = None, param: str | None = 
                     "invalid_request_error", "unsupported_value", "temperature"),
          InvalidRequest, "'temperature' does not support 0.2"),
         (400, error("Invalid image.\r\n\x1b[31m" + "x" * 9000, "invalid_request_error",
-                    "image_parse_error"), InvalidRequest, "Invalid …$"),
+                    "image_parse_error"), InvalidRequest, r"Invalid image\.\[31mx+…$"),
         (413, b"too large", InvalidRequest, "does not say why"),
         (422, {"detail": "n must be 1"}, InvalidRequest, "refuses the request"),
     ],
