@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -12,6 +12,9 @@ from chiasm.settings import ModelSettings, ProviderSettings
 
 KINDS = ("openai", "openai-responses", "anthropic", "gemini", "vllm")
 CHOICES = ("first", "cheapest", "fastest")
+
+May = Callable[[str], bool]
+"""Whether whoever asks may use a model of that name."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,10 @@ class Routes:
         ]
         return [*self._routes, *listed]
 
-    def find(self, name: str) -> Route | None:
+    def find(self, name: str, may: May = lambda name: True) -> Route | None:
         """The route of that name; None where it can only mean a model of this server.
 
-        Raises UnknownModel for one that a provider's settings leave out.
+        Raises UnknownModel for one that a provider's settings leave out; see `unknown`.
         """
         if name in self._routes:
             return self._routes[name]
@@ -71,7 +74,7 @@ class Routes:
             return None
         allowed = self._providers[target.provider].models
         if allowed and not any(fnmatchcase(target.model, pattern) for pattern in allowed):
-            raise unknown(name, self.names)
+            raise unknown(name, self.names, may)
         return Route(name, (target,), ModelSettings())
 
     def local(self, name: str) -> Route:
@@ -126,9 +129,12 @@ def _check_provider(name: str, provider: ProviderSettings) -> None:
         )
 
 
-def unknown(name: str, names: Iterable[str]) -> UnknownModel:
-    """The error for a name that nothing answers to, with the nearest that something does."""
-    names = list(dict.fromkeys(names))
+def unknown(name: str, names: Iterable[str], may: May = lambda name: True) -> UnknownModel:
+    """The error for a name that nothing answers to, with the nearest that something does.
+
+    It tells of no model that whoever asks may not use.
+    """
+    names = list(dict.fromkeys(filter(may, names)))
     near = difflib.get_close_matches(name, names, cutoff=0.5)
     if near:
         hint = f"Did you mean {' or '.join(near)}?"

@@ -73,7 +73,7 @@ async def ask(question: Question, caller: Caller, http: Http, runtime: Runtime) 
     Raises UnknownModel, KeyForbidden, what `Accounts.hold` and what `Router.stream` raise.
     Close `events`, or take all of them.
     """
-    route = await runtime.route(question.model)
+    route = await runtime.route(question.model, caller)
     trace = Trace()
     request = completed(question.request, route, caller)
     record = _Record(question, request, caller, http, route, trace)

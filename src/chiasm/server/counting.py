@@ -22,7 +22,7 @@ async def count_tokens(
 
     Raises UnknownModel, KeyForbidden; InvalidRequest where pictures cannot be as they are.
     """
-    route = await runtime.route(model)
+    route = await runtime.route(model, caller)
     caller.require_model(route.name)
     asked = completed(request, route, caller)
     first = runtime.router.order(route, asked)[0]

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from chiasm.generation import Generator
 from chiasm.generation.targets import unknown
 from chiasm.server.batching import BatchingEmbedder
+from chiasm.server.callers import Caller
 from chiasm.server.runtime import Planes, Runtime
 
 
@@ -47,12 +48,12 @@ def served_names(embedder: BatchingEmbedder, runtime: Runtime) -> list[str]:
     return list(dict.fromkeys((embedder.name, runtime.settings.embedder, "default")))
 
 
-def find_model(name: str, embedder: BatchingEmbedder, runtime: Runtime) -> str:
-    """`name`, if an embedder answers to it here. Raises UnknownModel with the nearest names."""
-    return _found(name, served_names(embedder, runtime))
+def find_model(name: str, embedder: BatchingEmbedder, runtime: Runtime, caller: Caller) -> str:
+    """`name`, if an embedder answers to it here.
 
-
-def _found(name: str, names: list[str]) -> str:
+    Raises UnknownModel with the nearest names of those that the caller may use.
+    """
+    names = served_names(embedder, runtime)
     if name not in names:
-        raise unknown(name, names)
+        raise unknown(name, names, caller.may_use_model)
     return name

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from chiasm.generation import Generator
     from chiasm.retrieval import Embedder, Library
     from chiasm.server.accounts import Accounts
+    from chiasm.server.callers import Caller
     from chiasm.settings import Settings
 
 log = logging.getLogger("chiasm.server")
@@ -324,22 +325,23 @@ class Runtime:
         own = [] if generator is None else [generator.name]
         return list(dict.fromkeys(own if is_remote(setting) or not setting else [*own, setting]))
 
-    async def route(self, name: str | None) -> Route:
+    async def route(self, name: str | None, caller: Caller) -> Route:
         """Who answers to a name; None, and `default` unless a route has that name, is the
         generator of this server.
 
-        Raises UnknownModel with the nearest names.
+        Raises UnknownModel with the nearest names of those that the caller may use.
         """
-        found = self.routes.find(name or "default")
+        may = caller.may_use_model
+        found = self.routes.find(name or "default", may)
         if found is not None:
             return found
         if not self.settings.generator and self._generator is None and self.routes.names:
-            raise unknown(name or "default", self.routes.names)
+            raise unknown(name or "default", self.routes.names, may)
         generator = await self.generator()
         if name is None:
             return self.routes.local(generator.name)
         if name not in (*self.generator_names, "default"):
-            raise unknown(name, [*self.generator_names, "default", *self.routes.names])
+            raise unknown(name, [*self.generator_names, "default", *self.routes.names], may)
         return self.routes.local(name)
 
     def digest_of(self, route: Route) -> str:

@@ -46,7 +46,8 @@ async def create_embedding(
 
     An input that is a list of parts gives one vector: the mean of its parts' directions.
     """
-    model = embedder.name if body.model is None else find_model(body.model, embedder, runtime)
+    model = body.model
+    model = embedder.name if model is None else find_model(model, embedder, runtime, caller)
     caller.require_model(model)
     if body.dimensions not in (None, embedder.dimension):
         raise InvalidRequest(

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from chiasm.generation import Generator
 from chiasm.generation.targets import unknown
 from chiasm.server.batching import BatchingEmbedder
-from chiasm.server.callers import Asker
+from chiasm.server.callers import Asker, Caller
 from chiasm.server.dependencies import LoadedEmbedder, State, find_model, served_names
 from chiasm.server.errors import speaks_messages
 from chiasm.server.messages_schemas import MessagesModel, MessagesModelList, Page
@@ -55,20 +55,21 @@ async def list_models(
     responses=refusals(404),
 )
 async def retrieve_model(
-    model: str, embedder: LoadedEmbedder, runtime: State, request: Request
+    model: str, embedder: LoadedEmbedder, runtime: State, caller: Asker, request: Request
 ) -> Model | MessagesModel:
     """One model, by its id."""
-    found = _find(model, embedder, runtime)
+    found = _find(model, embedder, runtime, caller)
+    caller.require_model(found.id)
     return _as_anthropic_has_it(found) if speaks_messages(request.scope) else found
 
 
-def _find(model: str, embedder: BatchingEmbedder, runtime: Runtime) -> Model:
+def _find(model: str, embedder: BatchingEmbedder, runtime: Runtime, caller: Caller) -> Model:
     generator = runtime.generator_if_loaded
     if generator is not None and model in runtime.generator_names:
         return _generator(model, generator, runtime)
     if model in runtime.routes.names:
         return _elsewhere(model, runtime)
-    return _embedder(find_model(model, embedder, runtime), embedder, runtime)
+    return _embedder(find_model(model, embedder, runtime, caller), embedder, runtime)
 
 
 def _embedder(name: str, embedder: BatchingEmbedder, runtime: Runtime) -> Model:
