@@ -7,8 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
+from chiasm.operations.budgets import Budget
 from tests.generation.providers.fake_openai import Reply
-from tests.server.conftest import error_of
+from tests.server.conftest import add, data_url, error_of, picture
 from tests.server.test_gateway import (
     Gateway,
     gateway,
@@ -96,3 +97,61 @@ def test_other_routes_name_only_what_the_key_may_use(keyed: Gateway) -> None:
         nowhere = client.get("/v1/models/colour")
         assert nowhere.status_code == 404
         assert "colours" not in nowhere.text
+
+
+# Rates ------------------------------------------------------------------------------------------
+
+PICTURE = {"width": 100, "height": 100}
+ROUTES: list[tuple[str, str, Any]] = [
+    ("POST", "/v1/plan", {"pictures": [PICTURE], "models": ["small"]}),
+    ("POST", "/v1/messages/count_tokens", {"model": "small", "messages": ASKED}),
+    ("POST", "/v1/responses/input_tokens", {"model": "small", "input": "What?"}),
+    ("POST", "/v1/collections/shop/search", {"text": "red"}),
+    ("POST", "/v1/embeddings", {"input": "red"}),
+    ("POST", "/v1/collections/shop/items", {"items": [{"image": data_url(picture("red"))}]}),
+    ("GET", "/v1/collections/shop/items", None),
+    ("GET", "/v1/collections/shop", None),
+    ("GET", "/v1/collections", None),
+    ("GET", "/v1/models", None),
+    ("GET", "/v1/models/small", None),
+]
+
+
+def test_a_keys_rate_holds_on_every_route(keyed: Gateway) -> None:
+    everything, _ = keyed.key("everything")
+    assert post(keyed, "/v1/collections", {"name": "shop"}, everything).status_code == 201
+    for number, (method, path, body) in enumerate(ROUTES):
+        secret, _ = keyed.key(f"key {number}", requests_per_minute=1)
+        with httpx.Client(
+            base_url=keyed.server.url, headers={"authorization": f"Bearer {secret}"}, timeout=60
+        ) as client:
+            statuses = [client.request(method, path, json=body).status_code for _ in range(2)]
+        assert statuses == [200, 429], path
+
+
+def test_a_gallery_is_shown_whole(keyed: Gateway) -> None:
+    secret, _ = keyed.key("gallery", requests_per_minute=3)
+    headers = {"authorization": f"Bearer {secret}"}
+    with httpx.Client(base_url=keyed.server.url, headers=headers, timeout=60) as client:
+        assert client.post("/v1/collections", json={"name": "shop"}).status_code == 201
+        (added,) = add(client, "/v1/collections/shop", picture("red"))
+        thumbnail = f"/v1/collections/shop/items/{added['id']}/thumbnail"
+        assert [client.get(thumbnail).status_code for _ in range(5)] == [200] * 5
+        image_path = thumbnail.replace("thumbnail", "image")
+        assert [client.get(image_path).status_code for _ in range(2)] == [200, 429]
+
+
+def test_a_search_is_in_the_ledger_and_in_the_budget(keyed: Gateway) -> None:
+    secret, key = keyed.key("search", budgets=[Budget.parse("requests/day=2")])
+    post(keyed, "/v1/collections", {"name": "shop"}, secret)
+    for body in ({"text": "a red cat"}, {"image": data_url(picture("red"))}):
+        assert post(keyed, "/v1/collections/shop/search", body, secret).status_code == 200
+    refused = post(keyed, "/v1/collections/shop/search", {"text": "red"}, secret)
+    assert (refused.status_code, error_of(refused)["code"]) == (429, "insufficient_quota")
+    rows = [row for row in keyed.rows() if row.route == "/v1/collections/shop/search"]
+    assert [(row.status, row.key, row.images, row.text_tokens) for row in rows] == [
+        (429, key.id, 0, 0),
+        (200, key.id, 1, 0),
+        (200, key.id, 0, 3),
+    ]
+    assert {row.model for row in rows} == {"colours"}

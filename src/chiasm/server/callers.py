@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 COOKIE = "chiasm-key"
 
+_NOT_COUNTED_HERE = frozenset(
+    ("create_chat_completion", "create_message", "create_response", "create_embedding",
+     "search_collection",  # `Accounts.hold` counts these, with what they take
+     "retrieve_thumbnail")  # a gallery shows fifty at once, and reads them as they are stored
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -54,13 +60,19 @@ def presented(headers: Headers) -> str | None:
 
 
 async def identify(request: Request) -> Caller:
-    """Who asks. Raises InvalidKey; KeyForbidden for a collection that is not for them."""
+    """Who asks, once their request has been counted against the key's rate.
+
+    Raises InvalidKey, RateLimited; KeyForbidden for a collection that is not for them.
+    """
     runtime: Runtime = request.app.state.runtime
     accounts = await runtime.accounts()
     text = presented(request.headers) or request.cookies.get(COOKIE)
     caller = await accounts.caller(text)
     if "collections" in request.url.path and "name" in request.path_params:
         caller.require_collection(request.path_params["name"])
+    route = request.scope["route"]
+    if caller.key is not None and route.operation_id not in _NOT_COUNTED_HERE:
+        accounts.rates.admit(caller.key)
     request.state.caller = caller
     return caller
 

@@ -22,14 +22,15 @@ _REFUSALS = {
     405: "The path does not answer to that method.",
     409: "It is in conflict with what is there.",
     413: "The body or a picture is larger than its limit.",
-    429: "Too many questions wait already; `retry-after` says when to ask again.",
+    429: "Too many questions wait already, or the key has had what it may; `retry-after` says when"
+    " to ask again.",
     415: "The body's type is not one that is read here.",
     502: "The provider that was answering failed.",
     500: "The server met an error that it does not know.",
     503: "The server is still starting, or is stopping.",
     504: "The request's own deadline has passed.",
 }
-EVERYWHERE = (400, 401, 403, 500, 503)
+EVERYWHERE = (400, 401, 403, 429, 500, 503)
 
 DESCRIPTION = """\
 Find pictures with words, with pictures, and with both; and ask about them.

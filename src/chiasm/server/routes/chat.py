@@ -42,7 +42,7 @@ router = APIRouter(prefix="/v1", tags=["chat"])
     operation_id="create_chat_completion",
     summary="Ask about pictures",
     response_model=ChatCompletion,
-    responses=refusals(404, 413, 415, 429, 502, 504),
+    responses=refusals(404, 413, 415, 502, 504),
     openapi_extra=body_schema(ChatRequest),
 )
 async def create_chat_completion(request: Request) -> Response:

@@ -33,7 +33,7 @@ router = APIRouter(prefix="/v1", tags=["embeddings"])
     operation_id="create_embedding",
     summary="Embed texts and pictures",
     response_model=EmbeddingResponse,
-    responses=refusals(404, 413, 415, 429),
+    responses=refusals(404, 413, 415),
 )
 async def create_embedding(
     body: EmbeddingRequest,

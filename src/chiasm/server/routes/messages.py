@@ -30,7 +30,7 @@ router = APIRouter(prefix="/v1/messages", tags=["messages"])
     operation_id="create_message",
     summary="Ask about pictures, as Anthropic's Messages",
     response_model=MessagesAnswer,
-    responses=refusals(*EVERYWHERE, 404, 413, 415, 429, 502, 504, model=MessagesError),
+    responses=refusals(*EVERYWHERE, 404, 413, 415, 502, 504, model=MessagesError),
     openapi_extra=body_schema(MessagesRequest),
 )
 async def create_message(request: Request) -> Response:

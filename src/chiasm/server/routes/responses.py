@@ -29,7 +29,7 @@ router = APIRouter(prefix="/v1/responses", tags=["responses"])
     operation_id="create_response",
     summary="Ask about pictures, as OpenAI's Responses",
     response_model=ResponseObject,
-    responses=refusals(404, 413, 415, 429, 502, 504),
+    responses=refusals(404, 413, 415, 502, 504),
     openapi_extra=body_schema(ResponsesRequest),
 )
 async def create_response(request: Request) -> Response:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from chiasm.errors import InvalidRequest
+from chiasm.server.callers import Asker
 from chiasm.server.dependencies import Loaded, State
 from chiasm.server.openapi import refusals
 from chiasm.server.pictures import from_data_url
@@ -23,8 +25,12 @@ from chiasm.server.schemas import SearchResult as SearchAnswer
 if TYPE_CHECKING:
     from chiasm.media import Image
     from chiasm.retrieval import SearchResult
+    from chiasm.server.runtime import Planes, Runtime
 
 router = APIRouter(prefix="/v1/collections", tags=["search"])
+
+Found: TypeAlias = "tuple[int, SearchResult]"
+"""Tokens of the question's text, and what was found."""
 
 
 @router.post(
@@ -34,7 +40,12 @@ router = APIRouter(prefix="/v1/collections", tags=["search"])
     responses=refusals(404, 409, 413, 415),
 )
 async def search_collection(
-    name: str, body: SearchRequest, planes: Loaded, runtime: State
+    name: str,
+    body: SearchRequest,
+    planes: Loaded,
+    caller: Asker,
+    runtime: State,
+    request: Request,
 ) -> SearchAnswer:
     """The nearest pictures first; `filter` narrows before the search, not after it."""
     if not (body.text or body.image or body.item):
@@ -42,7 +53,7 @@ async def search_collection(
             "A search needs `text`, `image` or `item`.", hint="Give one of them.", param="text"
         )
 
-    def search(image: Image | None) -> tuple[int, SearchResult]:
+    def search(image: Image | None) -> Found:
         tokens = planes.embedder.count_tokens(body.text) if body.text else 0
         return tokens, planes.library.open(name).search(
             text=body.text or None,
@@ -53,6 +64,25 @@ async def search_collection(
             offset=body.offset,
         )
 
+    accounts, model = await runtime.accounts(), planes.embedder.name
+    images = 1 if body.image else 0
+    counted = accounts.counted(caller, request, alias=model, model=model, images=images)
+    async with counted as count:
+        tokens, result = await _found(search, body, planes, runtime)
+        count.text_tokens = tokens
+    return SearchAnswer(
+        data=[
+            SearchHit(id=hit.id, score=hit.score, item=item_object(name, hit.item))
+            for hit in result.hits
+        ],
+        timing=Timing(embed_seconds=result.embed_seconds, search_seconds=result.search_seconds),
+        usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens, images=images),
+    )
+
+
+async def _found(
+    search: Callable[[Image | None], Found], body: SearchRequest, planes: Planes, runtime: Runtime
+) -> Found:
     if body.image:
         encoded = from_data_url(body.image, limits=runtime.settings.media, name="image")
         opened = runtime.pictures.open_groups([encoded], shortest_side=planes.embedder.decode_side)
@@ -60,16 +90,5 @@ async def search_collection(
             (picture,) = await anext(opened)
             if picture.error is not None:
                 raise picture.error
-            tokens, result = await runtime.embed(search, picture.image)
-    else:
-        tokens, result = await runtime.embed(search, None)
-    return SearchAnswer(
-        data=[
-            SearchHit(id=hit.id, score=hit.score, item=item_object(name, hit.item))
-            for hit in result.hits
-        ],
-        timing=Timing(embed_seconds=result.embed_seconds, search_seconds=result.search_seconds),
-        usage=EmbeddingUsage(
-            prompt_tokens=tokens, total_tokens=tokens, images=1 if body.image else 0
-        ),
-    )
+            return await runtime.embed(search, picture.image)
+    return await runtime.embed(search, None)
