@@ -155,3 +155,37 @@ def test_a_search_is_in_the_ledger_and_in_the_budget(keyed: Gateway) -> None:
         (200, key.id, 0, 3),
     ]
     assert {row.model for row in rows} == {"colours"}
+
+
+# Plans ------------------------------------------------------------------------------------------
+
+
+def planned(server: Gateway, key: str, *models: str) -> set[str]:
+    body = {"pictures": [PICTURE]} | ({"models": models} if models else {})
+    response = post(server, "/v1/plan", body, key)
+    assert response.status_code == 200, response.text
+    return {row["model"] for row in response.json()["data"]}
+
+
+def test_what_an_alias_reaches_may_be_planned(keyed: Gateway) -> None:
+    scoped, _ = keyed.key("scoped", models=["pick"])
+    reached = {"first/gpt-4o", "second/gpt-4o"}
+    assert planned(keyed, scoped) == reached
+    assert planned(keyed, scoped, "pick") == reached
+    assert planned(keyed, scoped, "second/gpt-4o") == {"second/gpt-4o"}
+    everything, _ = keyed.key("everything")
+    assert planned(keyed, everything) > reached | {"first/gpt-5-mini", "away/m"}
+
+
+def test_what_it_does_not_reach_may_not(keyed: Gateway) -> None:
+    scoped, _ = keyed.key("scoped", models=["pick", "remembr*"])
+    for model in ("small", "first/gpt-5-mini", "remembered"):
+        response = post(keyed, "/v1/plan", {"pictures": [PICTURE], "models": [model]}, scoped)
+        assert response.status_code == 403
+    body = {"pictures": [PICTURE], "models": ["remembr"]}
+    unknown = post(keyed, "/v1/plan", body, scoped)
+    assert unknown.status_code == 404
+    message = error_of(unknown)["message"]
+    assert "remembered" not in message
+    assert "gpt-5-mini" not in message
+    assert "pick" in message

@@ -32,6 +32,7 @@ from chiasm.operations.tokens import ImageCost, ImageRule, limits_for
 if TYPE_CHECKING:
     from chiasm.generation.messages import Message, Part
     from chiasm.generation.request import Request
+    from chiasm.generation.targets import May
     from chiasm.operations.price_list import PriceList
     from chiasm.operations.prices import Spent
     from chiasm.operations.text_tokens import TextCount
@@ -135,20 +136,23 @@ class Planner:
         answer_tokens: int = DEFAULT_ANSWER,
         fit_tokens: int | None = None,
         fit_cost: Decimal | None = None,
+        may: May = lambda name: True,
     ) -> list[PlanRow]:
         """A row a model and detail level, the cheapest first; those of no known price come last.
 
         prompt: a question, or (role, text) of each message. models: names as callers use them;
         None is all that the settings name, and those that are known. details: of models that have
         them; None is every one. fit_tokens, fit_cost: scale the pictures to so many tokens, or to
-        what a request may cost.
+        what a request may cost. may: what whoever asks may know of where nobody names models.
 
         Raises UnknownModel with the nearest names.
         """
         if models is None:
-            found = [self.models.find(target) for target in self.models.default]
+            every = [self.models.find(target) for target in self.models.default]
+            found = [each for each in every if may(each.target)]
         else:
-            found = [each for name in dict.fromkeys(models) for each in self.models.named(name)]
+            names = dict.fromkeys(models)
+            found = [each for name in names for each in self.models.named(name, may)]
         said = [("user", prompt)] if isinstance(prompt, str) else list(prompt)
         asked = _Asked(tuple(pictures), tuple(said), answer_tokens, fit_tokens, fit_cost)
         rows = [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from chiasm.errors import ChiasmError
 from chiasm.generation.providers.address import is_remote, parse_address
-from chiasm.generation.targets import kind_of, unknown
+from chiasm.generation.targets import May, kind_of, unknown
 from chiasm.operations import open_models
 from chiasm.operations.open_models import OpenModel
 from chiasm.operations.price_list import PriceList
@@ -107,10 +107,22 @@ class Models:
         more = [name for name in self.known if self.find(name).name not in names]
         return [*self.configured, *more]
 
-    def named(self, name: str) -> list[Model]:
+    def reached(self, may: May) -> frozenset[str]:
+        """What is behind the names that whoever asks may use, by the target's own name."""
+        routes = {name: route.targets for name, route in self._settings.models.items()}
+        if self._settings.generator:
+            routes.setdefault("default", (self._settings.generator,))
+        return frozenset(
+            self.find(target).target
+            for name, targets in routes.items()
+            if may(name)
+            for target in targets
+        )
+
+    def named(self, name: str, may: May = lambda name: True) -> list[Model]:
         """What a caller's name means: a route's targets, or a model with a rule or a price.
 
-        Raises UnknownModel with the nearest names.
+        Raises UnknownModel with the nearest names of those that whoever asks may use.
         """
         route = self._settings.models.get(name)
         if route is not None:
@@ -122,7 +134,7 @@ class Models:
             told = model.rule is not None or self.prices.rates(name) is not None
             if not told and model.provider not in self._settings.providers:
                 names = [self.find(target).target for target in self.configured]
-                raise unknown(name, [*self._settings.models, *names, *self.known])
+                raise unknown(name, [*self._settings.models, *names, *self.known], may)
         return [model]
 
     def find(self, target: str) -> Model:

@@ -17,6 +17,7 @@ from chiasm.server.plan_schemas import Plan, PlannedPicture, PlanRequest
 
 if TYPE_CHECKING:
     from chiasm.generation import Message
+    from chiasm.generation.targets import May
     from chiasm.media.limits import Limits
     from chiasm.operations.plan import Planner
     from chiasm.server.callers import Caller
@@ -39,12 +40,21 @@ async def create_plan(request: Request) -> Any:
     """Tokens, cost, time and compute, model by model. Nothing is sent to any of them."""
     body = await read_body(PlanRequest, request)
     caller, runtime = request.state.caller, request.app.state.runtime
+    planner = runtime.books.planner
+    may = _may_know(planner, caller)
     for name in body.models or ():
-        caller.require_model(name)
+        if not may(name):
+            caller.require_model(name)
     fetched = await runtime.fetch(body.messages) if body.messages is not None else {}
     pictures, messages = await runtime.run(_read, body, runtime.settings.media, fetched)
     body.messages, body.pictures = None, []  # in base64, and not needed any more
-    return await runtime.run(_planned, runtime.books.planner, body, pictures, messages, caller)
+    return await runtime.run(_planned, planner, body, pictures, messages, may)
+
+
+def _may_know(planner: Planner, caller: Caller) -> May:
+    """What may be asked may be planned, and so may what is behind it."""
+    reached = planner.models.reached(caller.may_use_model)
+    return lambda name: name in reached or caller.may_use_model(name)
 
 
 def _read(body: PlanRequest, limits: Limits, fetched: Mapping[str, bytes]) -> Asked:
@@ -84,7 +94,7 @@ def _planned(
     body: PlanRequest,
     pictures: list[Picture],
     messages: list[tuple[str, str]],
-    caller: Caller,
+    may: May,
 ) -> dict[str, Any]:
     from chiasm.operations.plan import DEFAULT_ANSWER
 
@@ -97,7 +107,6 @@ def _planned(
         answer_tokens=DEFAULT_ANSWER if body.answer_tokens is None else body.answer_tokens,
         fit_tokens=None if fit is None else fit.tokens,
         fit_cost=None if fit is None or fit.cost is None else Decimal(str(fit.cost)),
+        may=may,
     )
-    if body.models is None:
-        rows = [row for row in rows if caller.may_use_model(row.target)]
     return plan_as_dict(rows, pictures, planner.repeats(pictures))
