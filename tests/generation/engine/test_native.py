@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +121,35 @@ def test_a_question_that_was_read_while_the_door_closed_hears_of_it(
     monkeypatch.setattr(Engine, "read", slow)
     with pytest.raises(NotReady):
         list(generator.run(asked("Hello")))
+
+
+LEFT_OPEN = """
+import sys
+from chiasm.generation import Message, NativeGenerator, Request
+from chiasm.models.generator import load_generator
+checkpoint = load_generator(sys.argv[1], cache_dir=sys.argv[1])
+generator = NativeGenerator(checkpoint, precision="bfloat16")
+endless = {"type": "string", "minLength": 5000}
+asked = [
+    generator.run(Request((Message.user(f"{n}"),), max_tokens=1500, schema=endless))
+    for n in range(8)
+]
+for each in asked:
+    next(each)
+print("one token is there")
+"""
+
+
+def test_a_process_that_ends_in_the_middle_of_an_answer(
+    llava: GeneratorCheckpoint, tmp_path: Path
+) -> None:
+    save(llava, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_OPEN, str(tmp_path)], capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "one token is there\n"
 
 
 def test_the_context_is_what_the_memory_holds(llava: GeneratorCheckpoint) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import queue
 import threading
 import time
@@ -47,6 +48,8 @@ class NativeGenerator:
         self._door = threading.Lock()
         self._worker = threading.Thread(target=self._work, name="generation", daemon=True)
         self._worker.start()
+        # A thread that is in a library's code when Python ends takes the process down with it.
+        atexit.register(self.close)
 
     @property
     def digest(self) -> str:
@@ -129,6 +132,7 @@ class NativeGenerator:
             self._closed.set()
             self._inbox.put(None)
         self._worker.join()
+        atexit.unregister(self.close)
 
     def _check_open(self) -> None:
         if self._closed.is_set():
