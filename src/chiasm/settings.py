@@ -64,7 +64,7 @@ class EngineSettings:
         a GPU that computes in it, and else float32. cache_bytes: for keys and values; 0 means 512
         MiB on a CPU and most of what is free on a GPU. running: questions that are worked on at
         once; 0 means as many as this machine does without making each answer slow.
-    compile: let torch compile the layers; on a GPU, minutes at the start for faster answers.
+    compile: let torch compile the layers on a GPU; minutes at the start for faster answers.
     """
 
     precision: str = "auto"

@@ -182,7 +182,7 @@ class Segments:
         texts = torch.arange(len(step.ids), device=device)
         return cls(
             rows=pool.rows_of(step.table),
-            owners=step.owners,
+            owners=step.owners.clone(),  # no view: a compiler would look where it lies
             hidden=(tokens >= step.held[:, None])[:, None, None],
             mine=texts[:, None] == step.owners,
         )

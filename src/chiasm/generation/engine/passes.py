@@ -127,7 +127,7 @@ def open_passes(
     """The kernels where they can, torch elsewhere; the latter converts the decoder in its place.
 
     pool_bytes: for keys and values; None is what suits the device. texts: see `Passes`; 0 is as
-    many as are worth it. compiled: let torch compile a layer, where torch computes.
+    many as are worth it. compiled: let torch compile a layer, on CUDA.
     Raises what `precision_of` raises.
     """
     chosen = precision_of(precision, decoder, decoder.embedding.weight.device)
@@ -138,7 +138,12 @@ def open_passes(
     from chiasm.generation.engine.torch_passes import TorchPasses
 
     return TorchPasses(
-        decoder, precision=chosen, pool_bytes=pool_bytes, texts=texts, compiled=compiled
+        decoder,
+        precision=chosen,
+        pool_bytes=pool_bytes,
+        texts=texts,
+        # Elsewhere there are no graphs, for which shapes are compiled before the first question.
+        compiled=compiled and decoder.embedding.weight.device.type == "cuda",
     )
 
 
