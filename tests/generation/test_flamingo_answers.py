@@ -15,10 +15,12 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import IdeficsProcessor, PreTrainedTokenizerFast
 from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
 
-from chiasm.generation import Message, NativeGenerator, Request, TextPart, Usage
+from chiasm.generation import Message, Request, TextPart, Usage
+from chiasm.generation.engine.native import load_native_generator
 from chiasm.generation.engine.one_at_a_time import OneAtATime
 from chiasm.generation.engine.prompt import build_prompt
 from chiasm.models.generator import GeneratorCheckpoint, load_generator
+from chiasm.settings import Settings
 from tests.generation import driving
 from tests.generation.tiny_models import picture, write_tokenizer
 
@@ -180,10 +182,12 @@ def test_an_answer_by_a_schema_knows_of_the_additional_tokens(seer: GeneratorChe
     assert set(json.loads(text)) == {"sure"}
 
 
-def test_a_generator_knows_that_it_cannot_answer_several_at_once(
-    seer: GeneratorCheckpoint,
+@pytest.mark.parametrize("precision", ["int8", "bfloat16"])
+def test_a_generator_answers_one_at_a_time_in_float32_whatever_the_settings(
+    folder: Path, seer: GeneratorCheckpoint, precision: str
 ) -> None:
-    generator = NativeGenerator(seer, precision="int8")
+    flags = {"generator": str(folder), "device": "cpu", "engine.precision": precision}
+    generator = load_native_generator(Settings.load(flags, environment={}))
     try:
         assert generator.running == 1
         question = Message.user(RED, "What is this?")

@@ -245,9 +245,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -
         # The heads that share keys become the queries of one head: nothing has to be repeated.
         grouped = q.reshape(len(q), k.shape[1], -1, q.shape[3])
         return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).reshape(q.shape)
-    if mask is not None and q.device.type == "cuda" and heads != k.shape[1]:
-        # Of CUDA's kernels none takes both a mask and shared keys, but for one that writes out all
-        # the scores.
+    unshared = mask is not None or q.dtype == torch.float32
+    if unshared and q.device.type == "cuda" and heads != k.shape[1]:
+        # Of CUDA's kernels the one that knows shared keys takes no mask and no float32; another
+        # would be found, which writes out all the scores.
         k, v = (each.repeat_interleave(heads // each.shape[1], dim=1) for each in (k, v))
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=heads != k.shape[1]

@@ -183,6 +183,7 @@ def load_native_generator(
     settings: Settings, *, progress: Progress | None = None
 ) -> NativeGenerator:
     """The generator that the settings name, on the device they name; fetched if it is missing."""
+    from chiasm.generation.engine.engine import can_batch
     from chiasm.generation.engine.passes import precision_of
     from chiasm.models.device import choose_device
     from chiasm.models.generator import load_generator
@@ -196,7 +197,9 @@ def load_native_generator(
     )
     device = choose_device(settings.device)
     wanted = settings.engine
-    precision = precision_of(wanted.precision, checkpoint.decoder, device)
+    precision: Precision = "float32"
+    if can_batch(checkpoint):
+        precision = precision_of(wanted.precision, checkpoint.decoder, device)
     _bring(checkpoint, device, precision)
     return NativeGenerator(
         checkpoint,
@@ -209,18 +212,17 @@ def load_native_generator(
 
 
 def _bring(checkpoint: GeneratorCheckpoint, device: torch.device, precision: Precision) -> None:
-    """The network's weights to a device, in one go and in the precision that they will have there.
+    """The network to a device, each weight in the precision that it will have there.
 
-    Networks that look at pictures between the layers stay in float32.
+    Not moved first and converted then: in float32 it may be larger than the device.
     """
     import torch
 
-    from chiasm.models.decoder import Decoder
     from chiasm.models.vision_language import PicturesInText
 
     model = cast("torch.nn.Module", checkpoint.model)
-    if precision == "bfloat16" and isinstance(model, PicturesInText) and model.sees_in_float32:
-        model.decoder.to(device, torch.bfloat16)
-    elif precision == "bfloat16" and isinstance(model, PicturesInText | Decoder):
-        model.to(device, torch.bfloat16)
+    if precision == "bfloat16":
+        single = isinstance(model, PicturesInText) and model.sees_in_float32
+        converted = checkpoint.decoder if single else model
+        converted.to(device, torch.bfloat16)
     model.to(device)
