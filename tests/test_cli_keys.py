@@ -204,7 +204,7 @@ def test_sums(rows: list[dict[str, Any]]) -> None:
     result = invoke("ledger", "summary", "--by", "key", columns=80)
     assert "search team" in result.stdout
     assert "(no key)" in result.stdout
-    assert "2 requests have no known price" in result.stderr
+    assert "1 requests have no known price" in result.stderr
 
 
 def test_csv(rows: list[dict[str, Any]], tmp_path: Path) -> None:
