@@ -52,6 +52,7 @@ async def create_chat_completion(request: Request) -> Response:
     """
     body = await read_body(ChatRequest, request)
     caller, runtime = request.state.caller, request.app.state.runtime
+    await runtime.route(body.model, caller)  # who is to answer is known before pictures are read
     fetched = await runtime.fetch(body.messages)
     messages = await off_the_loop(
         request, runtime, read_messages, body.messages, runtime.settings.media, fetched
