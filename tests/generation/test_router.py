@@ -118,7 +118,8 @@ class World:
     async def asking(self, request: Request = ASKED, *, restart: bool = False) -> tuple[str, Trace]:
         route, trace, said = self.routes.find("pick"), Trace(), ""
         assert route is not None
-        async for event in self.router.stream(route, request, trace, restart=restart):
+        targets = self.router.order(route, request)
+        async for event in self.router.stream(route, targets, request, trace, restart=restart):
             if isinstance(event, Restarted):
                 said += "|"
             elif isinstance(event, TextDelta):

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,10 +15,12 @@ import pytest
 import torch
 from starlette.requests import ClientDisconnect
 
-from chiasm.generation import NativeGenerator
+from chiasm.generation import ImagePart, Message, NativeGenerator
 from chiasm.generation.engine.engine import Engine
+from chiasm.media.encoded import read_encoded
+from chiasm.media.limits import Limits
 from chiasm.server import create_app
-from chiasm.server.pictures import Encoded, on_disk
+from chiasm.server.local import move_to_disk
 from chiasm.settings import ServerSettings
 from tests.generation.tiny_models import tiny_llava
 from tests.server.conftest import (
@@ -213,9 +214,11 @@ def test_fields_that_make_no_sense(small: LiveServer, field: str, value: Any) ->
     assert error_of(answer)["param"] == field
 
 
-def test_pictures_wait_on_the_disk(tmp_path: Path) -> None:
-    pictures = [Encoded(str(n), lambda n=n: bytes([n]) * (1000 + n)) for n in range(5)]
-    moved = on_disk(pictures)
-    assert [picture.name for picture in moved] == [picture.name for picture in pictures]
+def test_pictures_wait_on_the_disk() -> None:
+    files = [picture("red", size=(40 + n, 30)) for n in range(5)]
+    images = [read_encoded(file, limits=Limits(), name=str(n)) for n, file in enumerate(files)]
+    names = [image.name for image in images]
+    move_to_disk([Message("user", tuple(map(ImagePart, images)))])
+    assert [image.name for image in images] == names
     for number in (3, 0, 4, 3, 1, 2):
-        assert moved[number].read() == pictures[number].read()
+        assert images[number].data == files[number]

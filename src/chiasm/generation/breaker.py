@@ -43,7 +43,7 @@ class Breaker:
         self._trying = self._trying or trial
         return trial
 
-    def succeed(self, trial: bool = False) -> None:
+    def succeed(self) -> None:
         """It was answered, or refused as the caller's own fault: the provider is well."""
         self._failures, self._opened, self._trying = 0, None, False
 

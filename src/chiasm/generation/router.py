@@ -168,14 +168,19 @@ class Router:
     # Asking ----------------------------------------------------------------------------------
 
     async def stream(
-        self, route: Route, request: Request, trace: Trace, *, restart: bool = False
+        self,
+        route: Route,
+        targets: Sequence[Target],
+        request: Request,
+        trace: Trace,
+        *,
+        restart: bool = False,
     ) -> AsyncGenerator[Event]:
-        """The answer's events; closing the iterator ends the work.
+        """The answer's events; closing the iterator ends the work. targets: as `order` has them.
 
         Raises the last target's error when none has answered.
         """
         how = route.how
-        targets = self.order(route, request)
         key = None
         if how.cache_seconds:
             # In a thread: digests of pictures take milliseconds.
@@ -191,8 +196,10 @@ class Router:
         answer = self._in_turn(route, targets, request, trace, restart or how.restart)
         async with aclosing(answer) as answered:
             async for event in answered:
-                if key is not None:
-                    said = [] if isinstance(event, Restarted) else [*said, event]
+                if isinstance(event, Restarted):
+                    said.clear()
+                elif key is not None:
+                    said.append(event)
                 yield event
         if key is not None and trace.target is not None and _whole(said):
             self._cache.put(key, trace.target, said)
@@ -294,7 +301,7 @@ class Router:
                     yield event
             trouble, told = "", True
             if breaker is not None:
-                breaker.succeed(trial)
+                breaker.succeed()
         except ChiasmError as error:
             trouble = error.code or "internal_error"
             if breaker is not None and not isinstance(error, ProviderBusy | TimedOut):
@@ -302,7 +309,7 @@ class Router:
                     breaker.fail(trial)
                     told = True
                 elif isinstance(error, InvalidRequest):
-                    breaker.succeed(trial)
+                    breaker.succeed()
                     told = True
             if _passes(error):
                 log.warning("%s: %s", target.name, error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from chiasm.errors import ConfigurationError, UnknownModel
@@ -141,12 +141,3 @@ def unknown(name: str, names: Iterable[str], may: May = lambda name: True) -> Un
     else:
         hint = f"There is {', '.join(names)}." if names else "None is served."
     return UnknownModel("No model of that name is served here.", hint=hint, param="model")
-
-
-def tightened(provider: ProviderSettings, how: ModelSettings) -> ProviderSettings:
-    """The provider's settings with a route's own time limits, where it has any."""
-    return replace(
-        provider,
-        first_token_seconds=how.first_token_seconds or provider.first_token_seconds,
-        between_seconds=how.between_seconds or provider.between_seconds,
-    )

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from chiasm.generation import Event
     from chiasm.generation.targets import Route, Target
-    from chiasm.operations.budgets import Spend
     from chiasm.operations.plan import Estimate
     from chiasm.server.callers import Caller
     from chiasm.server.runtime import Runtime
@@ -40,13 +39,13 @@ _MANY_PICTURES = 8  # to plan for more takes milliseconds, and a thread of its o
 class Question:
     """What a route has read.
 
-    model: as the caller wrote it; None is the server's own.
+    route: what the caller's name for a model means.
     request: complete, its pictures looked at and not decoded.
     streamed: whether words are sent as they come.
     restart: what has been said may be said anew by another model.
     """
 
-    model: str | None
+    route: Route
     request: Request
     streamed: bool = False
     restart: bool = False
@@ -63,64 +62,57 @@ class Answer:
     model: str
     digest: str
     events: AsyncGenerator[Event]
-    trace: Trace
     planned: int
 
 
 async def ask(question: Question, caller: Caller, http: Http, runtime: Runtime) -> Answer:
     """The answer, once its first event is there: what is wrong with the question is raised here.
 
-    Raises UnknownModel, KeyForbidden, what `Accounts.hold` and what `Router.stream` raise.
+    Raises KeyForbidden, what `Accounts.hold` and what `Router.stream` raise.
     Close `events`, or take all of them.
     """
-    route = await runtime.route(question.model, caller)
-    trace = Trace()
-    request = completed(question.request, route, caller)
-    record = _Record(question, request, caller, http, route, trace)
+    route = question.route
+    record = _Record(question, completed(question.request, route, caller), caller, http)
     events = await begun(_answered(record, runtime))
     planned = 0 if record.planned is None else record.planned.prompt_tokens
-    return Answer(route.name, runtime.digest_of(route), events, trace, planned)
+    return Answer(route.name, runtime.digest_of(route), events, planned)
 
 
 async def _answered(record: _Record, runtime: Runtime) -> AsyncGenerator[Event]:
     accounts, caller, request = await runtime.accounts(), record.caller, record.request
-    route, trace, restart = record.route, record.trace, record.question.restart
+    books, router, trace = runtime.books, runtime.router, record.trace
+    route, restart = record.question.route, record.question.restart
+
+    def plan() -> tuple[list[Target], list[Estimate]]:
+        targets = router.order(route, request)
+        return targets, [books.planned(each, request) for each in targets]
+
     try:
         caller.require_model(route.name)
-        if len(images_of(request.messages)) > _MANY_PICTURES:
-            plan = await runtime.run(_plan, runtime, route, request)
-        else:
-            plan = _plan(runtime, route, request)
-        targets, planned, most = plan
-        record.planned = planned
-        hold = await accounts.hold(caller, most)
+        many = len(images_of(request.messages)) > _MANY_PICTURES
+        targets, estimates = await runtime.run(plan) if many else plan()
+        record.planned = estimates[0]
+        hold = await accounts.hold(
+            caller, books.most(estimates, hedged=bool(route.how.hedge_seconds))
+        )
         try:
-            answer = runtime.router.stream(route, request, trace, restart=restart)
+            answer = router.stream(route, targets, request, trace, restart=restart)
             async with aclosing(answer) as events:
                 async for event in events:
                     if isinstance(event, Completed):
-                        event = Completed(runtime.books.billed(trace, request, event.usage))
-                        if trace.target not in (None, targets[0]):
-                            record.planned = runtime.books.planned(trace.target, request)
+                        event = Completed(books.billed(trace, request, event.usage))
+                        if trace.target in targets:
+                            record.planned = estimates[targets.index(trace.target)]
                     record.see(event)
                     yield event
         finally:
-            record.lost = runtime.books.lost(trace, request)
+            record.lost = books.lost(trace, request)
             await hold.settle(record.cost, record.image_tokens)
     except ChiasmError as error:
         record.error = error
         raise
     finally:
         accounts.ledger.put(record.entry(with_content=accounts.content))
-
-
-def _plan(
-    runtime: Runtime, route: Route, request: Request
-) -> tuple[list[Target], Estimate, Spend | None]:
-    """Who is asked, what the first of them is expected to take, and what is set aside."""
-    targets = runtime.router.order(route, request)
-    books = runtime.books
-    return targets, books.planned(targets[0], request), books.most(route, targets, request)
 
 
 def completed(asked: Request, route: Route, caller: Caller) -> Request:
@@ -149,8 +141,7 @@ class _Record:
     request: Request
     caller: Caller
     http: Http
-    route: Route
-    trace: Trace
+    trace: Trace = field(default_factory=Trace)
     planned: Estimate | None = None
     usage: Usage | None = None
     error: ChiasmError | None = None
@@ -186,15 +177,15 @@ class _Record:
 
     def entry(self, *, with_content: bool) -> Entry:
         """The row, when all is over."""
-        target, planned = self.trace.target or self.route.targets[0], self.planned
+        route, planned = self.question.route, self.planned
+        target, first = self.trace.target or route.targets[0], route.targets[0].name
         usage = self.usage or (self.lost[-1] if self.lost else None)
-        first = self.route.targets[0].name
         status = 200 if self.whole else _CLIENT_GONE
         return Entry(
             time=self.time,
             request_id=self.http.state.request_id,
             route=self.http.url.path,
-            alias=self.question.model or self.route.name,
+            alias=route.name,
             provider=target.provider,
             model=target.model,
             status=status if self.error is None else self.error.http_status,

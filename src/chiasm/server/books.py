@@ -13,7 +13,7 @@ from chiasm.operations.budgets import Spend
 
 if TYPE_CHECKING:
     from chiasm.generation.router import Attempt, Trace
-    from chiasm.generation.targets import Route, Target
+    from chiasm.generation.targets import Target
     from chiasm.operations.plan import Estimate, Planner
 
 
@@ -52,18 +52,18 @@ class Books:
         found = self.planner.estimate(self._name(target), self.fit(target, request))
         return replace(found, cost=Decimal(0), most=Decimal(0)) if self.free(target) else found
 
-    def most(self, route: Route, targets: Sequence[Target], request: Request) -> Spend | None:
+    @staticmethod
+    def most(estimates: Sequence[Estimate], *, hedged: bool) -> Spend | None:
         """What is set aside: the most that any target may take, twice where two may be asked.
 
         None where a target has no known price.
         """
-        found = [self.planned(each, request) for each in targets]
-        costs = [each.cost if each.most is None else each.most for each in found]
+        costs = [each.cost if each.most is None else each.most for each in estimates]
         known = [cost for cost in costs if cost is not None]
         if len(known) < len(costs):
             return None
-        times = 2 if route.how.hedge_seconds and len(targets) > 1 else 1
-        return Spend(times * max(known), times * max(each.image_tokens for each in found))
+        times = 2 if hedged and len(estimates) > 1 else 1
+        return Spend(times * max(known), times * max(each.image_tokens for each in estimates))
 
     def billed(self, trace: Trace, request: Request, usage: Usage) -> Usage:
         """The usage with its cost; with the pictures' share by rule, where none was stated.

@@ -9,20 +9,18 @@ from chiasm.server.asking import completed
 
 if TYPE_CHECKING:
     from chiasm.generation import Request
+    from chiasm.generation.targets import Route
     from chiasm.server.callers import Caller
     from chiasm.server.runtime import Runtime
 
 
-async def count_tokens(
-    model: str | None, request: Request, caller: Caller, runtime: Runtime
-) -> int:
+async def count_tokens(route: Route, request: Request, caller: Caller, runtime: Runtime) -> int:
     """Text and pictures together, for the model that would be asked first.
 
     By plan where it is elsewhere; a model of this server counts for itself, where it can.
 
-    Raises UnknownModel, KeyForbidden; InvalidRequest where pictures cannot be as they are.
+    Raises KeyForbidden; InvalidRequest where pictures cannot be as they are.
     """
-    route = await runtime.route(model, caller)
     caller.require_model(route.name)
     asked = completed(request, route, caller)
     first = runtime.router.order(route, asked)[0]

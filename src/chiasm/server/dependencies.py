@@ -6,7 +6,6 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from chiasm.generation import Generator
 from chiasm.generation.targets import unknown
 from chiasm.server.batching import BatchingEmbedder
 from chiasm.server.callers import Caller
@@ -26,10 +25,6 @@ async def _planes(runtime: State) -> Planes:
     return await runtime.planes()
 
 
-async def _generator(runtime: State) -> Generator:
-    return await runtime.generator()
-
-
 State = Annotated[Runtime, Depends(_runtime)]
 """The runtime, loaded or not."""
 
@@ -38,9 +33,6 @@ Loaded = Annotated[Planes, Depends(_planes)]
 
 LoadedEmbedder = Annotated[BatchingEmbedder, Depends(_embedder)]
 """The embedder alone: for what needs no collection, and need not wait for them."""
-
-LoadedGenerator = Annotated[Generator, Depends(_generator)]
-"""The model that answers questions."""
 
 
 def served_names(embedder: BatchingEmbedder, runtime: Runtime) -> list[str]:

@@ -7,14 +7,12 @@ requests share has room for it. The budget is given back when the caller is done
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
-import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
@@ -110,26 +108,6 @@ def is_address(url: str) -> bool:
 def not_fetched(name: str) -> ImageError:
     """What an address gets, unless the operator allows its host."""
     return ImageError(name, "pictures are not fetched from addresses here.", hint=_INLINE)
-
-
-def on_disk(pictures: Sequence[Encoded]) -> list[Encoded]:
-    """The same pictures with their bytes in a file without a name, gone when they are. Blocks.
-
-    Raises the first one's ImageError if it cannot be read.
-    """
-    file = tempfile.TemporaryFile()  # noqa: SIM115 -- closed with the last picture that uses it
-    moved = []
-    for picture in pictures:
-        data = picture.read()
-        start, length = file.tell(), len(data)
-        file.write(data)
-        moved.append(Encoded(picture.name, functools.partial(_read_at, file, start, length)))
-    return moved
-
-
-def _read_at(file: BinaryIO, start: int, length: int) -> bytes:
-    file.seek(start)
-    return file.read(length)
 
 
 def from_upload(file: UploadFile, *, limits: Limits, name: str) -> Encoded:

@@ -52,7 +52,7 @@ async def create_chat_completion(request: Request) -> Response:
     """
     body = await read_body(ChatRequest, request)
     caller, runtime = request.state.caller, request.app.state.runtime
-    await runtime.route(body.model, caller)  # who is to answer is known before pictures are read
+    route = await runtime.route(body.model, caller)  # who answers is known before pictures are read
     fetched = await runtime.fetch(body.messages)
     messages = await off_the_loop(
         request, runtime, read_messages, body.messages, runtime.settings.media, fetched
@@ -61,7 +61,7 @@ async def create_chat_completion(request: Request) -> Response:
     asked = replace(as_request(body), messages=messages)
     # What has not been sent yet can be taken back without anyone noticing.
     streamed = bool(body.stream)
-    question = Question(body.model, asked, streamed, restart=body.restart or not streamed)
+    question = Question(route, asked, streamed, restart=body.restart or not streamed)
     names, with_logprobs = _Names(), asked.logprobs is not None
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     shape = Shape(

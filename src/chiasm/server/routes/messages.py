@@ -40,6 +40,7 @@ async def create_message(request: Request) -> Response:
     """
     body = await read_body(MessagesRequest, request)
     caller, runtime = request.state.caller, request.app.state.runtime
+    route = await runtime.route(body.model, caller)  # who answers is known before pictures are read
     fetched = await runtime.fetch(body.messages)
     messages = await off_the_loop(
         request, runtime, read_turns, body.system, body.messages, runtime.settings.media, fetched
@@ -48,7 +49,7 @@ async def create_message(request: Request) -> Response:
     asked = replace(as_request(body), messages=messages)
     streamed = bool(body.stream)
     # What has not been sent yet can be taken back without anyone noticing.
-    question = Question(body.model, asked, streamed, restart=not streamed)
+    question = Question(route, asked, streamed, restart=not streamed)
 
     async def whole(answer: Answer) -> bytes:
         return whole_message(await gather(answer.events), answer.model)
@@ -72,9 +73,10 @@ async def count_message_tokens(request: Request) -> TokenCount:
     """How many tokens the prompt has, pictures included, by plan. Nothing is sent to a model."""
     body = await read_body(CountRequest, request)
     caller, runtime = request.state.caller, request.app.state.runtime
+    route = await runtime.route(body.model, caller)  # who answers is known before pictures are read
     fetched = await runtime.fetch(body.messages)
     messages = await off_the_loop(
         request, runtime, read_turns, body.system, body.messages, runtime.settings.media, fetched
     )
     asked = replace(prompt_request(body), messages=messages)
-    return TokenCount(input_tokens=await count_tokens(body.model, asked, caller, runtime))
+    return TokenCount(input_tokens=await count_tokens(route, asked, caller, runtime))

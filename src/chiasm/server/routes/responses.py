@@ -39,6 +39,7 @@ async def create_response(request: Request) -> Response:
     """
     body = await read_body(ResponsesRequest, request)
     caller, runtime = request.state.caller, request.app.state.runtime
+    route = await runtime.route(body.model, caller)  # who answers is known before pictures are read
     fetched = await runtime.fetch(body.input, "input")
     messages = await off_the_loop(
         request, runtime, read_input, body.instructions, body.input, runtime.settings.media, fetched
@@ -47,7 +48,7 @@ async def create_response(request: Request) -> Response:
     asked = replace(as_request(body), messages=messages)
     streamed = bool(body.stream)
     # What has not been sent yet can be taken back without anyone noticing.
-    question = Question(body.model, asked, streamed, restart=not streamed)
+    question = Question(route, asked, streamed, restart=not streamed)
     writer = ResponseWriter(body)
 
     async def whole(answer: Answer) -> bytes:
@@ -68,9 +69,10 @@ async def count_input_tokens(request: Request) -> InputTokenCount:
     """How many tokens the prompt has, pictures included, by plan. Nothing is sent to a model."""
     body = await read_body(ResponsesCount, request)
     caller, runtime = request.state.caller, request.app.state.runtime
+    route = await runtime.route(body.model, caller)  # who answers is known before pictures are read
     fetched = await runtime.fetch(body.input, "input")
     messages = await off_the_loop(
         request, runtime, read_input, body.instructions, body.input, runtime.settings.media, fetched
     )
     asked = replace(prompt_request(body), messages=messages)
-    return InputTokenCount(input_tokens=await count_tokens(body.model, asked, caller, runtime))
+    return InputTokenCount(input_tokens=await count_tokens(route, asked, caller, runtime))
