@@ -10,19 +10,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from chiasm.errors import (
-    ChiasmError,
-    ContextExceeded,
-    GeneratorFailed,
-    GeneratorUnreachable,
-    ImageTooLarge,
-    InvalidRequest,
-    ProviderBusy,
-    ProviderKeyRefused,
-    ProviderQuotaSpent,
-    UnknownModel,
+from chiasm.errors import ChiasmError
+from chiasm.generation.providers.refusals import (
+    busy,
+    failed,
+    key_refused,
+    no_such_model,
+    nobody_there,
+    refuses,
+    retry_after,
+    too_many_bytes,
+    used_up,
 )
-from chiasm.generation.providers.refusals import retry_after, shown
 
 _STATUSES: Mapping[str, int] = {
     "invalid_request_error": 400,
@@ -63,49 +62,24 @@ def refused(
     lowered = message.lower()
     spent = code in _SPENT_CODES or any(word in lowered for word in _SPENT_WORDS)
     if status == 402 or (spent and 400 <= status < 500):
-        return ProviderQuotaSpent(
-            f"This server's account with the provider of {model} is used up.",
-            hint="Its operator must add credit there or raise the limit.",
-        )
+        return used_up(model)
     if status in (401, 403):
-        return ProviderKeyRefused(
-            f"The provider of {model} does not take this server's key.",
-            hint="Its operator must put a right one into the environment.",
-        )
+        return key_refused(model)
     if status in (408, 409, 429, 503, 529):
-        return ProviderBusy(
-            f"The provider of {model} takes no more requests for now.",
-            retry_after=retry_after(headers),
-            hint="Try again in a moment.",
-        )
+        return busy(model, retry_after(headers))
     if not 400 <= status < 500:
-        return GeneratorFailed(f"The provider of {model} failed (status {status}).")
+        return failed(model, status)
     return _callers_fault(status, kind, message, model)
 
 
 def _callers_fault(status: int, kind: str, message: str, model: str) -> ChiasmError:
     lowered = message.lower()
     if status == 404 and not kind:
-        return GeneratorUnreachable(
-            f"Nobody answers questions at the address of the provider of {model}.",
-            hint="Its base_url is what stands before /v1/messages.",
-        )
+        return nobody_there(model, "Its base_url is what stands before /v1/messages.")
     if status == 404:
-        return UnknownModel(
-            f"The provider of {model} serves no model of that name to this server.",
-            hint="Look the name up in the provider's list of models.",
-            param="model",
-        )
+        return no_such_model(model)
     if status == 413:
-        return ImageTooLarge(
-            "The request",
-            f"it has more bytes than the provider of {model} takes.",
-            hint="Send fewer or smaller pictures.",
-            param="messages",
-        )
+        return too_many_bytes(model)
     too_long = any(word in lowered for word in _CONTEXT_WORDS)
     named = _PLACE.match(message)
-    return (ContextExceeded if too_long else InvalidRequest)(
-        f"The provider of {model} refuses the request: {shown(message)}",
-        param=named[0] if named else "messages",
-    )
+    return refuses(model, message, too_long=too_long, param=named[0] if named else None)

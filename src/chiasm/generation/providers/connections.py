@@ -1,7 +1,8 @@
 """Connections to a provider: pools of sockets, its address, and headers that stand ready.
 
 Each vendor's own SDK says what address and headers are (`openai_client`, `anthropic_client`,
-`gemini_client`); what is sent and read is the business of `asking`.
+`gemini_client`); what is sent and read is the business of `asking`. OpenAI's and Anthropic's SDKs
+are made by the same generator, and are opened by the same function, `sdk_connections`.
 """
 
 from __future__ import annotations
@@ -200,6 +201,63 @@ def _stream_of(pieces: Sequence[bytes]) -> Any:
                 yield piece
 
     return Pieces()
+
+
+# The SDKs ---------------------------------------------------------------------------------------
+
+NO_KEY = "none"
+"""What an SDK is given that asks for a key; a server without keys is sent none."""
+
+
+def not_installed(whose: str, package: str) -> ConfigurationError:
+    """The error where an SDK is missing. whose: "Anthropic's models"."""
+    return ConfigurationError(
+        f"{whose} are asked by the package {package}, which is not installed.",
+        hint='Run pip install "chiasm[providers]".',
+    )
+
+
+def sdk_connections(
+    sdk: Any,
+    client: Callable[..., Any],
+    error: type[Exception],
+    *,
+    base_url: str | None,
+    stated: str | None,
+    key: str | None,
+    headers: Mapping[str, str],
+    connect: float,
+) -> Connections:
+    """Those that an SDK makes ready: its module, its client's class, the base of its errors.
+
+    base_url: as the SDK takes it; stated: as the user wrote it. Raises ConfigurationError.
+    """
+    import httpx2
+
+    def new_pool() -> httpx2.AsyncClient:
+        pool: httpx2.AsyncClient
+        try:
+            pool = sdk.DefaultAioHttpClient(verify=certificates())
+        except RuntimeError:  # an SDK that was installed without aiohttp
+            pool = sdk.DefaultAsyncHttpxClient(verify=certificates())
+        return pool
+
+    pool = new_pool()
+    try:
+        ready = client(
+            api_key=key or NO_KEY,
+            base_url=base_url,
+            default_headers=headers,
+            max_retries=0,
+            http_client=pool,
+        )
+        address = httpx2.URL(str(ready.base_url))
+    except (error, httpx2.InvalidURL):
+        raise no_address(stated) from None
+    sent = {**ready.auth_headers, **ready.default_headers}
+    if key is None:
+        sent.pop("Authorization", None)
+    return Connections(address, sent, connect, new_pool, pool)
 
 
 # Sharing ----------------------------------------------------------------------------------------

@@ -12,18 +12,18 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from chiasm.errors import ConfigurationError
 from chiasm.generation.providers.connections import (
+    NO_KEY,
     Connections,
     certificates,
     connected,
     no_address,
+    not_installed,
 )
 
 if TYPE_CHECKING:
     import httpx2
 
-_NO_KEY = "none"  # the SDK asks for one; a server without keys is sent none
 _VERSION = "v1beta"
 """Of the API. The SDK's own `v1` has neither the models `…-latest` nor all previews."""
 
@@ -51,10 +51,7 @@ def _connect(
         from google import genai
         from google.genai.types import HttpOptions
     except ImportError:
-        raise ConfigurationError(
-            "Gemini's models are asked by the package google-genai, which is not installed.",
-            hint='Run pip install "chiasm[providers]".',
-        ) from None
+        raise not_installed("Gemini's models", "google-genai") from None
     version = None if os.environ.get("GOOGLE_GENAI_API_VERSION") else _VERSION
     if base_url and (named := _VERSIONED.search(base_url)):
         base_url, version = base_url[: named.start()], named[1]
@@ -69,7 +66,7 @@ def _connect(
             options = HttpOptions(
                 base_url=base_url, api_version=version, headers=dict(headers), httpx_client=nowhere
             )
-            sdk = genai.Client(api_key=key or _NO_KEY, enterprise=False, http_options=options)
+            sdk = genai.Client(api_key=key or NO_KEY, enterprise=False, http_options=options)
             sdk.models.generate_content(model=_MODEL, contents="x")
             address = requests[0].url
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol):

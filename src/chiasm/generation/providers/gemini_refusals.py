@@ -10,19 +10,19 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from chiasm.errors import (
-    ChiasmError,
-    ContextExceeded,
-    GeneratorFailed,
-    GeneratorUnreachable,
-    ImageTooLarge,
-    InvalidRequest,
-    ProviderBusy,
-    ProviderKeyRefused,
-    ProviderQuotaSpent,
-    UnknownModel,
+from chiasm.errors import ChiasmError
+from chiasm.generation.providers.refusals import (
+    busy,
+    duration,
+    failed,
+    key_refused,
+    no_such_model,
+    nobody_there,
+    refuses,
+    retry_after,
+    too_many_bytes,
+    used_up,
 )
-from chiasm.generation.providers.refusals import duration, retry_after, shown
 
 _STATUSES: Mapping[str, int] = {
     "INVALID_ARGUMENT": 400,
@@ -58,55 +58,31 @@ def refused(
     # Where Google's terms do not reach, and where nobody pays, it is the request that fails.
     operators = name == "FAILED_PRECONDITION" or any(r.startswith("API_KEY") for r in reasons)
     if status in (401, 403) or operators:
-        return ProviderKeyRefused(
-            f"The provider of {model} does not take this server's key.",
-            hint="Its operator must put a right one into the environment.",
-        )
+        return key_refused(model)
     if status == 429 and any(word in message.lower() for word in _SPENT_WORDS):
-        return ProviderQuotaSpent(
-            f"This server's account with the provider of {model} is used up.",
-            hint="Its operator must add credit there or raise the limit.",
-        )
+        return used_up(model)
     if status in (408, 409, 429, 503):
-        return ProviderBusy(
-            f"The provider of {model} takes no more requests for now.",
-            retry_after=_retry_after(error, headers),
-            hint="Try again in a moment.",
-        )
+        return busy(model, _retry_after(error, headers))
     if not 400 <= status < 500:
-        return GeneratorFailed(f"The provider of {model} failed (status {status}).")
+        return failed(model, status)
     return _callers_fault(status, error, message, model)
 
 
 def _callers_fault(status: int, error: Mapping[str, Any], message: str, model: str) -> ChiasmError:
     if status == 404 and not error:
-        return GeneratorUnreachable(
-            f"Nobody answers questions at the address of the provider of {model}.",
-            hint="Its base_url is what stands before /v1beta/models.",
-        )
+        return nobody_there(model, "Its base_url is what stands before /v1beta/models.")
     if status == 404:
-        return UnknownModel(
-            f"The provider of {model} serves no model of that name to this server.",
-            hint="Look the name up in the provider's list of models.",
-            param="model",
-        )
+        return no_such_model(model)
     if status == 413:
-        return ImageTooLarge(
-            "The request",
-            f"it has more bytes than the provider of {model} takes.",
-            hint="Send fewer or smaller pictures.",
-            param="messages",
-        )
+        return too_many_bytes(model)
     fields = [
         str(violation.get("field"))
         for detail in _details(error)
         for violation in detail.get("fieldViolations") or ()
         if isinstance(violation, Mapping) and violation.get("field")
     ]
-    return (ContextExceeded if _CONTEXT.search(message) else InvalidRequest)(
-        f"The provider of {model} refuses the request: {shown(message)}",
-        param=fields[0] if fields else "messages",
-    )
+    too_long = _CONTEXT.search(message) is not None
+    return refuses(model, message, too_long=too_long, param=fields[0] if fields else None)
 
 
 def _details(error: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -16,20 +16,13 @@ and with a picture of 2 MB 17, 3.8, 2.1 and 1.3 ms.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-from chiasm.errors import ConfigurationError
 from chiasm.generation.providers.connections import (
     Connections,
-    certificates,
     connected,
-    no_address,
+    not_installed,
+    sdk_connections,
 )
-
-if TYPE_CHECKING:
-    import httpx2
-
-_NO_KEY = "none"  # the SDK asks for one; a server without keys is sent none
 
 
 def openai_connections(
@@ -48,38 +41,19 @@ def _connect(
     base_url: str | None, key: str | None, headers: Mapping[str, str], connect: float
 ) -> Connections:
     try:
-        import httpx2
-        from openai import AsyncOpenAI, OpenAIError
+        import openai
     except ImportError:
-        raise ConfigurationError(
-            "Models of OpenAI's APIs are asked by the package openai, which is not installed.",
-            hint='Run pip install "chiasm[providers]".',
-        ) from None
-    pool = _new_pool()
-    try:
-        sdk = AsyncOpenAI(
-            api_key=key or _NO_KEY,
-            base_url=base_url,
-            default_headers=headers,
-            max_retries=0,
-            http_client=pool,
-        )
-        address = httpx2.URL(str(sdk.base_url))
-    except (OpenAIError, httpx2.InvalidURL):
-        raise no_address(base_url) from None
-    ready = {**sdk.auth_headers, **sdk.default_headers}
-    if key is None:
-        ready.pop("Authorization", None)
-    return Connections(address, ready, connect, _new_pool, pool)
-
-
-def _new_pool() -> httpx2.AsyncClient:
-    from openai import DefaultAioHttpClient, DefaultAsyncHttpxClient
-
-    try:
-        return DefaultAioHttpClient(verify=certificates())
-    except RuntimeError:  # an SDK that was installed without aiohttp
-        return DefaultAsyncHttpxClient(verify=certificates())
+        raise not_installed("Models of OpenAI's APIs", "openai") from None
+    return sdk_connections(
+        openai,
+        openai.AsyncOpenAI,
+        openai.OpenAIError,
+        base_url=base_url,
+        stated=base_url,
+        key=key,
+        headers=headers,
+        connect=connect,
+    )
 
 
 def is_openais_own(host: str) -> bool:

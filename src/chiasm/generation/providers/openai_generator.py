@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from chiasm.errors import ChiasmError
 from chiasm.generation.providers.hosted import HostedGenerator
 from chiasm.generation.providers.openai_client import is_openais_own, openai_connections
+from chiasm.generation.providers.openai_refusals import refused, status_in
 from chiasm.generation.providers.patience import Patience
-from chiasm.generation.providers.refusals import refused, status_in
 from chiasm.generation.request import Request
 from chiasm.media.limits import Limits
 

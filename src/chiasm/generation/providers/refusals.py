@@ -1,8 +1,8 @@
-"""What a server of OpenAI's APIs means when it does not answer.
+"""What providers mean when they do not answer, in the words that callers hear.
 
-Callers hear fixed sentences, and the server's own words only where it refuses what they have asked
-for. Its statuses and codes are those of OpenAI's guide "Error codes" and of the SDK's types
-(`responses.ResponseError`), read in November 2026; of other servers what they were seen to send.
+They are fixed sentences; a provider's own words are added only where it refuses what a caller has
+asked for. Which of them is meant each vendor's module says: `openai_refusals`,
+`anthropic_refusals`, `gemini_refusals`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from chiasm.errors import (
-    ChiasmError,
-    ContentRefused,
     ContextExceeded,
     GeneratorFailed,
     GeneratorUnreachable,
+    ImageTooLarge,
     InvalidRequest,
     ProviderBusy,
     ProviderKeyRefused,
@@ -29,88 +28,74 @@ from chiasm.errors import (
 LONGEST_MESSAGE = 300
 _HALF_A_WORD = 100
 
-_QUOTA = frozenset(
-    ("insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached",
-     "billing_not_active")
-)  # fmt: skip
-_BUSY = frozenset(("rate_limit_exceeded", "slow_down", "server_is_overloaded", "overloaded_error"))
-_CONTENT = frozenset(
-    ("content_filter", "content_policy_violation", "moderation_blocked", "bio_policy",
-     "image_content_policy_violation", "misalignment_policy_violation")
-)  # fmt: skip
-_CONTEXT = frozenset(
-    ("context_length_exceeded", "exceed_context_size_error", "string_above_max_length")
-)
-_CONTEXT_WORDS = ("context length", "context window", "context size", "maximum context")
-_FORBIDDEN_WORDS = ("safety", "usage policy", "usage policies")
-_SERVER = frozenset(("server_error", "internal_error", "internal_server_error"))
+# The sentences. model: what to call the model in a message --------------------------------------
 
 
-def refused(
-    status: int, error: Mapping[str, Any], model: str, *, headers: Mapping[str, str] | None = None
-) -> ChiasmError:
-    """The error that an answer of another status than 200 means.
-
-    error: the server's own error object, as far as it sends one. headers: with lower-case names.
-    model: what to call the model in a message.
-    """
-    codes = {str(error.get("code") or ""), str(error.get("type") or "")}
-    if status == 401 or (status == 403 and not codes & _CONTENT):
-        return ProviderKeyRefused(
-            f"The provider of {model} does not take this server's key.",
-            hint="Its operator must put a right one into the environment.",
-        )
-    if codes & _QUOTA:
-        return ProviderQuotaSpent(
-            f"This server's account with the provider of {model} is used up.",
-            hint="Its operator must add credit there or raise the limit.",
-        )
-    if status in (408, 409, 429) or codes & _BUSY:
-        return ProviderBusy(
-            f"The provider of {model} takes no more requests for now.",
-            retry_after=retry_after(headers or {}),
-            hint="Try again in a moment.",
-        )
-    if codes & _SERVER or not 400 <= status < 500:
-        return GeneratorFailed(f"The provider of {model} failed (status {status}).")
-    return _callers_fault(status, codes, error, model)
-
-
-def _callers_fault(
-    status: int, codes: set[str], error: Mapping[str, Any], model: str
-) -> ChiasmError:
-    message, param = str(error.get("message") or ""), error.get("param")
-    if _about_content(codes, message):
-        return ContentRefused(
-            f"The provider of {model} does not answer this: its rules forbid it.",
-            hint="Ask otherwise, or with other pictures.",
-            param="messages",
-        )
-    if status == 404 and not error:
-        return GeneratorUnreachable(
-            f"Nobody answers questions at the address of the provider of {model}.",
-            hint="A base_url usually ends with /v1.",
-        )
-    if status == 404:
-        return UnknownModel(
-            f"The provider of {model} serves no model of that name to this server.",
-            hint="Look the name up in the provider's list of models.",
-            param="model",
-        )
-    too_long = codes & _CONTEXT or any(word in message.lower() for word in _CONTEXT_WORDS)
-    kind = ContextExceeded if too_long else InvalidRequest
-    return kind(
-        f"The provider of {model} refuses the request: {shown(message)}",
-        param=param if isinstance(param, str) else "messages",
+def key_refused(model: str) -> ProviderKeyRefused:
+    """A key of this server that is none for the provider."""
+    return ProviderKeyRefused(
+        f"The provider of {model} does not take this server's key.",
+        hint="Its operator must put a right one into the environment.",
     )
 
 
-def _about_content(codes: set[str], message: str) -> bool:
-    if codes & _CONTENT:
-        return True
-    # The same code is used for a prompt that is malformed.
-    lowered = message.lower()
-    return "invalid_prompt" in codes and any(word in lowered for word in _FORBIDDEN_WORDS)
+def used_up(model: str) -> ProviderQuotaSpent:
+    """Nothing is left to spend there."""
+    return ProviderQuotaSpent(
+        f"This server's account with the provider of {model} is used up.",
+        hint="Its operator must add credit there or raise the limit.",
+    )
+
+
+def busy(model: str, seconds: float | None) -> ProviderBusy:
+    """For now. seconds: until it takes requests again, where it says so."""
+    return ProviderBusy(
+        f"The provider of {model} takes no more requests for now.",
+        retry_after=seconds,
+        hint="Try again in a moment.",
+    )
+
+
+def failed(model: str, status: int) -> GeneratorFailed:
+    """It is its own fault."""
+    return GeneratorFailed(f"The provider of {model} failed (status {status}).")
+
+
+def nobody_there(model: str, hint: str) -> GeneratorUnreachable:
+    """The address is another's. hint: what a right one looks like."""
+    return GeneratorUnreachable(
+        f"Nobody answers questions at the address of the provider of {model}.", hint=hint
+    )
+
+
+def no_such_model(model: str) -> UnknownModel:
+    """The provider does not know the name."""
+    return UnknownModel(
+        f"The provider of {model} serves no model of that name to this server.",
+        hint="Look the name up in the provider's list of models.",
+        param="model",
+    )
+
+
+def too_many_bytes(model: str) -> ImageTooLarge:
+    """Of the whole request."""
+    return ImageTooLarge(
+        "The request",
+        f"it has more bytes than the provider of {model} takes.",
+        hint="Send fewer or smaller pictures.",
+        param="messages",
+    )
+
+
+def refuses(model: str, message: object, *, too_long: bool, param: str | None) -> InvalidRequest:
+    """It does not do what it is asked for, as it says in its own words."""
+    return (ContextExceeded if too_long else InvalidRequest)(
+        f"The provider of {model} refuses the request: {shown(message)}",
+        param=param or "messages",
+    )
+
+
+# What it says -----------------------------------------------------------------------------------
 
 
 def error_in(body: object) -> dict[str, Any]:
@@ -121,17 +106,6 @@ def error_in(body: object) -> dict[str, Any]:
     if isinstance(error, str):
         return {**body, "message": error}
     return dict(error) if isinstance(error, Mapping) else {}
-
-
-def status_in(error: Mapping[str, Any]) -> int:
-    """The status that an error in the middle of a stream would have had at its beginning."""
-    for name in ("code", "status", "status_code"):
-        value = error.get(name)
-        if isinstance(value, int | str) and re.fullmatch(r"[45]\d\d", str(value)):
-            return int(value)
-    codes = {str(error.get("code") or ""), str(error.get("type") or "")}
-    blamed = codes & (_CONTENT | _CONTEXT | {"invalid_request_error", "invalid_prompt"})
-    return 400 if blamed or any("image" in code for code in codes) else 500
 
 
 def shown(message: object) -> str:

@@ -10,7 +10,8 @@ from chiasm.errors import GeneratorFailed
 from chiasm.generation.messages import images_of
 from chiasm.generation.providers.chat_answer import Timing, count_in, read_logprob
 from chiasm.generation.providers.event_stream import no_answer
-from chiasm.generation.providers.refusals import error_in, refused, status_in
+from chiasm.generation.providers.openai_refusals import refused, status_in
+from chiasm.generation.providers.refusals import error_in
 from chiasm.generation.request import (
     Completed,
     Event,

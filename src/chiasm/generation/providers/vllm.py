@@ -35,9 +35,10 @@ from chiasm.generation.providers.blocking import without_loop
 from chiasm.generation.providers.chat_answer import AnswerReader
 from chiasm.generation.providers.cluster import CHECK_SECONDS, Cluster, Server
 from chiasm.generation.providers.event_stream import read_objects
+from chiasm.generation.providers.openai_refusals import refused, status_in
 from chiasm.generation.providers.patience import Clock, Patience, Silence
 from chiasm.generation.providers.private import Private
-from chiasm.generation.providers.refusals import error_in, refused, status_in
+from chiasm.generation.providers.refusals import error_in
 from chiasm.generation.providers.vllm_probe import KEY_VARIABLE, VLLMProbe
 from chiasm.generation.providers.wire import ABILITIES, chat_body, check_messages
 from chiasm.generation.request import Event, Request, check_abilities
