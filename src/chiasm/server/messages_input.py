@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import pydantic_core
@@ -246,22 +247,11 @@ def as_request(body: MessagesRequest) -> Request:
             hint="Leave `restart` out, or do not stream.",
             param="restart",
         )
-    prompt = prompt_request(body)
-    return Request(
-        messages=(),
+    return replace(
+        prompt_request(body),
         max_tokens=body.max_tokens,
         sampling=Sampling(body.temperature, body.top_p, body.top_k or 0),
         stop=tuple(body.stop_sequences or ()),
-        schema=prompt.schema,
-        tools=prompt.tools,
-        tool_choice=prompt.tool_choice,
-        parallel_tool_calls=prompt.parallel_tool_calls,
-        effort=prompt.effort,
-        max_image_tokens=prompt.max_image_tokens,
-        max_cost=prompt.max_cost,
-        priority=prompt.priority,
-        deadline=prompt.deadline,
-        tenant=prompt.tenant,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from chiasm.errors import InvalidRequest, Unsupported
@@ -207,24 +208,11 @@ def as_request(body: ResponsesRequest) -> Request:
         if wanted not in _INCLUDED:
             refuse(f"include[{at}]", "is not known here")
     with_logprobs = _LOGPROBS in (body.include or ()) or bool(body.top_logprobs)
-    prompt = prompt_request(body)
-    return Request(
-        messages=(),
+    return replace(
+        prompt_request(body),
         max_tokens=body.max_output_tokens,
         sampling=Sampling(body.temperature, body.top_p),
         logprobs=(body.top_logprobs or 0) if with_logprobs else None,
-        schema=prompt.schema,
-        schema_name=prompt.schema_name,
-        schema_strict=prompt.schema_strict,
-        tools=prompt.tools,
-        tool_choice=prompt.tool_choice,
-        parallel_tool_calls=prompt.parallel_tool_calls,
-        effort=prompt.effort,
-        max_image_tokens=prompt.max_image_tokens,
-        max_cost=prompt.max_cost,
-        priority=prompt.priority,
-        deadline=prompt.deadline,
-        tenant=prompt.tenant,
     )
 
 

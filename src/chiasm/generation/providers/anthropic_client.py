@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 from chiasm.generation.providers.connections import (
     Connections,
-    connected,
     not_installed,
     sdk_connections,
 )
@@ -19,18 +18,7 @@ from chiasm.generation.providers.connections import (
 def anthropic_connections(
     base_url: str | None, key: str | None, headers: Mapping[str, str], connect: float
 ) -> Connections:
-    """Those of this address and key, shared by all who ask for them. Blocks: imports the SDK.
-
-    connect: seconds that a connection may take. Raises ConfigurationError where the SDK is not
-    installed or the address is none.
-    """
-    facts = ("anthropic", base_url, key, dict(headers), connect)
-    return connected(lambda: _connect(base_url, key, headers, connect), *facts)
-
-
-def _connect(
-    base_url: str | None, key: str | None, headers: Mapping[str, str], connect: float
-) -> Connections:
+    """As `connections.Connect` has it. Blocks: imports the SDK."""
     try:
         import anthropic
     except ImportError:

@@ -16,9 +16,7 @@ from chiasm.generation.providers.anthropic_input import (
 from chiasm.generation.providers.anthropic_refusals import refused
 from chiasm.generation.providers.chat_messages import Encode
 from chiasm.generation.providers.hosted import HostedGenerator
-from chiasm.generation.providers.patience import Patience
 from chiasm.generation.request import Ability, Request, Sampling
-from chiasm.media.limits import Limits
 
 _WITH_SAMPLING = {"anthropic-version": "2023-06-01"}
 """Since 2026-10-21 the API has no temperature, top_p and top_k; models before Opus 4.7 still take
@@ -26,38 +24,18 @@ them in requests of the version before, and the others say that they do not."""
 
 
 class AnthropicMessages(HostedGenerator):
-    """A model behind `/v1/messages`. Its thoughts are not shown, but counted."""
+    """A model behind `/v1/messages`. Its thoughts are not shown, but counted.
+
+    base_url: what stands before `/v1/messages`.
+    """
+
+    connect = staticmethod(anthropic_connections)
 
     abilities: ClassVar[frozenset[Ability]] = frozenset(
         ("effort", "schema", "stop", "temperature", "tools", "top_k", "top_p")
     )
     pictures_from_tools = True
     most_image_bytes: ClassVar[int | None] = MOST_IMAGE_BYTES
-
-    def __init__(
-        self,
-        *,
-        model: str,
-        base_url: str | None = None,
-        key: str | None = None,
-        name: str | None = None,
-        patience: Patience | None = None,
-        context: int = 0,
-        headers: Mapping[str, str] | None = None,
-        limits: Limits | None = None,
-    ) -> None:
-        """Blocks for a second or two; asks nobody.
-
-        base_url: what stands before `/v1/messages`; None is Anthropic's. key: None where the server
-        wants none. name: what to call the model; None is its own. context: tokens of prompt and
-        answer; 0: Anthropic refuses by itself what is too long. headers: sent with every request.
-        limits: of pictures that must be decoded before they are sent.
-
-        Raises ConfigurationError for an address that is none, and where the SDK is missing.
-        """
-        patience = patience or Patience()
-        connections = anthropic_connections(base_url, key, headers or {}, patience.connect)
-        super().__init__(connections, model, name, patience, context, limits)
 
     def path(self, request: Request) -> str:
         """See `HostedGenerator.path`."""

@@ -266,16 +266,24 @@ _SHARED: dict[str, Connections] = {}
 _SHARING = threading.Lock()
 
 
-def connected(make: Callable[[], Connections], *facts: object) -> Connections:
-    """The connections that these facts tell from others, for as long as somebody holds them.
+Connect = Callable[[str | None, str | None, Mapping[str, str], float], Connections]
+"""From base_url, key, headers and the seconds that a connection may take. Raises ConfigurationError
+where the SDK is not installed or the address is none."""
 
-    Raises what `make` raises.
-    """
-    name = _name(*facts)
+
+def connected(
+    connect: Connect,
+    base_url: str | None,
+    key: str | None,
+    headers: Mapping[str, str],
+    seconds: float,
+) -> Connections:
+    """Those that `connect` opens, shared by all who ask for the same, while somebody holds them."""
+    name = _name(connect.__module__, base_url, key, dict(headers), seconds)
     with _SHARING:
         found = _SHARED.get(name)
         if found is None:
-            found = _SHARED[name] = make()
+            found = _SHARED[name] = connect(base_url, key, headers, seconds)
         found.users += 1
     return found
 

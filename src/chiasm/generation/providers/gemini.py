@@ -16,9 +16,7 @@ from chiasm.generation.providers.gemini_client import gemini_connections
 from chiasm.generation.providers.gemini_input import check_request, content_body, is_newer
 from chiasm.generation.providers.gemini_refusals import refused
 from chiasm.generation.providers.hosted import HostedGenerator
-from chiasm.generation.providers.patience import Patience
 from chiasm.generation.request import Ability, Request
-from chiasm.media.limits import Limits
 
 MOST_SIGNATURES = 4096
 _MODEL = re.compile(r"[\w.-]+(?:/[\w.-]+)*")
@@ -29,41 +27,22 @@ class Gemini(HostedGenerator):
 
     From Gemini 3 on a model wants the signature back with which it called a tool. Nothing in our
     messages can carry it, so the newest are kept here, by tenant and the ids of the calls.
+
+    base_url: what stands before `/v1beta/models`, or with a version of the API at its end.
     """
+
+    connect = staticmethod(gemini_connections)
 
     abilities: ClassVar[frozenset[Ability]] = frozenset(
         ("choices", "effort", "logprobs", "penalties", "schema", "seed", "stop", "temperature",
          "tools", "top_k", "top_p")
     )  # fmt: skip
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        base_url: str | None = None,
-        key: str | None = None,
-        name: str | None = None,
-        patience: Patience | None = None,
-        context: int = 0,
-        headers: Mapping[str, str] | None = None,
-        limits: Limits | None = None,
-    ) -> None:
-        """Blocks for a second or two; asks nobody.
-
-        base_url: what stands before `/v1beta/models`, or with a version of the API at its end; None
-        is Google's. key: None where the server wants none. name: what to call the model; None is
-        its own. context: tokens of prompt and answer; 0: Google refuses by itself what is too long.
-        headers: sent with every request. limits: of pictures that must be decoded before they are
-        sent.
-
-        Raises ConfigurationError for an address or a model's name that is none, and where the SDK
-        is missing.
-        """
+    def __init__(self, *, model: str, **options: Any) -> None:
+        """As `HostedGenerator`. Raises ConfigurationError, too, for what is no model's name."""
         if not _MODEL.fullmatch(model) or ".." in model:
             raise ConfigurationError(f"{model!r} is not the name of a model.", param="model")
-        patience = patience or Patience()
-        connections = gemini_connections(base_url, key, headers or {}, patience.connect)
-        super().__init__(connections, model, name, patience, context, limits)
+        super().__init__(model=model, **options)
         self.pictures_from_tools = is_newer(model)
         self._path = model if "/" in model else f"models/{model}"
         self._signatures: OrderedDict[tuple[str, str], str] = OrderedDict()

@@ -16,7 +16,6 @@ from chiasm.generation.providers.connections import (
     NO_KEY,
     Connections,
     certificates,
-    connected,
     no_address,
     not_installed,
 )
@@ -34,18 +33,7 @@ _MODEL = "models/any"
 def gemini_connections(
     base_url: str | None, key: str | None, headers: Mapping[str, str], connect: float
 ) -> Connections:
-    """Those of this address and key, shared by all who ask for them. Blocks: imports the SDK.
-
-    connect: seconds that a connection may take. Raises ConfigurationError where the SDK is not
-    installed or the address is none.
-    """
-    facts = ("gemini", base_url, key, dict(headers), connect)
-    return connected(lambda: _connect(base_url, key, headers, connect), *facts)
-
-
-def _connect(
-    base_url: str | None, key: str | None, headers: Mapping[str, str], connect: float
-) -> Connections:
+    """As `connections.Connect` has it. Blocks: imports the SDK."""
     try:
         import httpx2
         from google import genai

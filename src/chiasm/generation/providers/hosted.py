@@ -15,7 +15,7 @@ from chiasm.errors import ChiasmError, InvalidRequest
 from chiasm.generation.providers.asking import Reader, ask
 from chiasm.generation.providers.blocking import without_loop
 from chiasm.generation.providers.chat_messages import Encode, check_parts, goes_as_it_is, sender
-from chiasm.generation.providers.connections import Connections, disconnect
+from chiasm.generation.providers.connections import Connections, connected, disconnect
 from chiasm.generation.providers.patience import Clock, Patience, Silence
 from chiasm.generation.request import Ability, Event, Request, check_abilities
 from chiasm.media.limits import Limits
@@ -37,20 +37,29 @@ class HostedGenerator(ABC):
 
     def __init__(
         self,
-        connections: Connections,
+        *,
         model: str,
-        name: str | None,
-        patience: Patience,
-        context: int,
-        limits: Limits | None,
+        base_url: str | None = None,
+        key: str | None = None,
+        name: str | None = None,
+        patience: Patience | None = None,
+        context: int = 0,
+        headers: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
     ) -> None:
-        """connections: held, and let go of by `close`. name: None is the model's own.
+        """Blocks for a second or two; asks nobody.
 
-        context: tokens of prompt and answer; 0: the vendor refuses by itself what is too long.
-        limits: of pictures that must be decoded before they are sent.
+        base_url: as the class says; None is the vendor's own. key: None where the server wants
+        none. name: what to call the model; None is its own. context: tokens of prompt and answer;
+        0: the vendor refuses by itself what is too long. headers: sent with every request. limits:
+        of pictures that must be decoded before they are sent.
+
+        Raises ConfigurationError for an address that is none, and where the SDK is missing.
         """
-        self._patience = patience
-        self._connections = connections
+        self._patience = patience or Patience()
+        self._connections = connections = connected(
+            type(self).connect, base_url, key, headers or {}, self._patience.connect
+        )
         self._encode = sender(limits or Limits(), self.most_image_bytes)
         self.model = model
         self.name = name or model
@@ -59,6 +68,13 @@ class HostedGenerator(ABC):
         self.places = PLACES
         facts = f"chiasm-hosted-1\n{type(self).__name__}\n{connections.address}\n{model}\n"
         self.digest = hashlib.sha256(facts.encode()).hexdigest()
+
+    @staticmethod
+    @abstractmethod
+    def connect(
+        base_url: str | None, key: str | None, headers: Mapping[str, str], seconds: float, /
+    ) -> Connections:
+        """Open the vendor's connections: see `connections.Connect`."""
 
     @abstractmethod
     def path(self, request: Request) -> str:

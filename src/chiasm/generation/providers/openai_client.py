@@ -19,7 +19,6 @@ from collections.abc import Mapping
 
 from chiasm.generation.providers.connections import (
     Connections,
-    connected,
     not_installed,
     sdk_connections,
 )
@@ -28,18 +27,7 @@ from chiasm.generation.providers.connections import (
 def openai_connections(
     base_url: str | None, key: str | None, headers: Mapping[str, str], connect: float
 ) -> Connections:
-    """Those of this address and key, shared by all who ask for them. Blocks: imports the SDK.
-
-    connect: seconds that a connection may take. Raises ConfigurationError where the SDK is not
-    installed or the address is none.
-    """
-    facts = ("openai", base_url, key, dict(headers), connect)
-    return connected(lambda: _connect(base_url, key, headers, connect), *facts)
-
-
-def _connect(
-    base_url: str | None, key: str | None, headers: Mapping[str, str], connect: float
-) -> Connections:
+    """As `connections.Connect` has it. Blocks: imports the SDK."""
     try:
         import openai
     except ImportError:
