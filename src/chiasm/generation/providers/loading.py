@@ -7,6 +7,7 @@ import functools
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from chiasm.errors import ProviderKeyRefused
@@ -27,6 +28,14 @@ KEY_VARIABLES: Mapping[str, tuple[str, ...]] = {
     "vllm": ("VLLM_API_KEY",),
 }
 """Where a provider's key is looked for when its settings do not say."""
+
+_HOSTED = {
+    "openai": ("openai_chat", "OpenAIChat"),
+    "openai-responses": ("openai_responses", "OpenAIResponses"),
+    "anthropic": ("anthropic_messages", "AnthropicMessages"),
+    "gemini": ("gemini", "Gemini"),
+}
+"""Kind of provider → module and class, imported when first asked for."""
 
 Make = Callable[[str, "ProviderSettings", str], "Generator"]
 
@@ -141,23 +150,8 @@ def make_generator(
         raise ProviderKeyRefused(
             f"There is no key for {name}.", hint=f"Put it into the environment as {variable}."
         )
-    base_url = provider.base_url or None
-    if kind == "anthropic":
-        from chiasm.generation.providers.anthropic_messages import AnthropicMessages
-
-        return AnthropicMessages(
-            model=model, base_url=base_url, key=key, patience=patience, limits=limits
-        )
-    if kind == "gemini":
-        from chiasm.generation.providers.gemini import Gemini
-
-        return Gemini(model=model, base_url=base_url, key=key, patience=patience, limits=limits)
-    if kind == "openai-responses":
-        from chiasm.generation.providers.openai_responses import OpenAIResponses
-
-        return OpenAIResponses(
-            model=model, base_url=base_url, key=key, patience=patience, limits=limits
-        )
-    from chiasm.generation.providers.openai_chat import OpenAIChat
-
-    return OpenAIChat(model=model, base_url=base_url, key=key, patience=patience, limits=limits)
+    module, name_of_class = _HOSTED[kind]
+    made: Generator = getattr(import_module(f"{__package__}.{module}"), name_of_class)(
+        model=model, base_url=provider.base_url or None, key=key, patience=patience, limits=limits
+    )
+    return made
