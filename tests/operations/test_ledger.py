@@ -20,8 +20,8 @@ import psycopg
 import pytest
 
 from chiasm.errors import StoreError
-from chiasm.operations import accounts
 from chiasm.operations import ledger as ledger_module
+from chiasm.operations import statements
 from chiasm.operations.database import Database, open_database
 from chiasm.operations.ledger import Ledger
 from chiasm.operations.unwritten import Unwritten
@@ -77,12 +77,12 @@ def test_a_row_comes_back_as_it_was(ledger: Ledger, database: Database) -> None:
     ledger.put(full)
     ledger.put(least)
     assert ledger.flush()
-    assert accounts.rows(database) == [full, least]
+    assert statements.rows(database) == [full, least]
 
 
 def test_rows_are_stored_without_being_asked(ledger: Ledger, database: Database) -> None:
     ledger.put(entry())
-    wait_for(lambda: len(accounts.rows(database)) == 1)
+    wait_for(lambda: len(statements.rows(database)) == 1)
 
 
 def test_closing_stores_what_is_queued(database: Database) -> None:
@@ -90,7 +90,7 @@ def test_closing_stores_what_is_queued(database: Database) -> None:
     for number in range(1234):
         ledger.put(entry(request_id=f"req_{number}"))
     ledger.close()
-    found = accounts.rows(database, limit=10_000)
+    found = statements.rows(database, limit=10_000)
     assert {row.request_id for row in found} == {f"req_{number}" for number in range(1234)}
 
 
@@ -105,7 +105,7 @@ def test_a_program_that_forgets_to_close_loses_nothing(url: str, tmp_path: Path)
     )
     subprocess.run([sys.executable, "-c", code, url, str(tmp_path)], check=True, timeout=60)
     with closing(open_database(url, tmp_path)) as database:
-        assert len(accounts.rows(database, limit=1000)) == 300
+        assert len(statements.rows(database, limit=1000)) == 300
 
 
 def test_the_same_row_twice_is_one(ledger: Ledger, database: Database) -> None:
@@ -114,18 +114,18 @@ def test_the_same_row_twice_is_one(ledger: Ledger, database: Database) -> None:
     ledger.put(one)
     ledger.put(replace(one, id="other"))  # the same request id: the caller may choose it
     ledger.flush()
-    assert len(accounts.rows(database)) == 2
+    assert len(statements.rows(database)) == 2
 
 
 def test_no_text_is_kept_unless_asked(database: Database) -> None:
     private = entry(content='{"prompt": "secret"}')
     with closing(Ledger(database)) as ledger:
         ledger.put(private)
-    (row,) = accounts.rows(database)
+    (row,) = statements.rows(database)
     assert row == replace(private, content=None)
     with closing(Ledger(database, content=True)) as ledger:
         ledger.put(replace(private, id="other", time=NOON + timedelta(seconds=1)))
-    assert accounts.rows(database)[0].content == private.content
+    assert statements.rows(database)[0].content == private.content
 
 
 def test_what_callers_send_cannot_harm_the_ledger(ledger: Ledger, database: Database) -> None:
@@ -133,7 +133,7 @@ def test_what_callers_send_cannot_harm_the_ledger(ledger: Ledger, database: Data
     ledger.put(entry(images=2**70))  # no column holds it
     ledger.put(entry(request_id="good"))
     ledger.flush()
-    found = {row.request_id: row for row in accounts.rows(database)}
+    found = {row.request_id: row for row in statements.rows(database)}
     assert set(found) == {"r" * 128, "good"}
     assert found["r" * 128].alias == "ab" + "é" * 198
     assert found["r" * 128].model == "half ? a pair"
@@ -151,7 +151,7 @@ def test_threads_together(ledger: Ledger, database: Database) -> None:
     for thread in threads:
         thread.join()
     assert ledger.flush()
-    assert len(accounts.rows(database, limit=10_000)) == 1600
+    assert len(statements.rows(database, limit=10_000)) == 1600
 
 
 # While the database is away ---------------------------------------------------------------------
@@ -186,13 +186,13 @@ def test_rows_wait_in_a_file_and_are_stored_when_it_is_back(
                 ledger.put(entry(request_id=f"req_{number}"))
             assert ledger.flush()
             with pytest.raises(StoreError):
-                accounts.rows(database)
+                statements.rows(database)
             (file, *_) = unwritten(tmp_path)
             assert stat.S_IMODE(file.stat().st_mode) == 0o600
         wait_for(lambda: not unwritten(tmp_path))
         ledger.put(entry(request_id="after"))
         ledger.flush()
-        found = [row.request_id for row in accounts.rows(database, limit=1000)]
+        found = [row.request_id for row in statements.rows(database, limit=1000)]
         assert sorted(found) == sorted(["before", "after", *(f"req_{n}" for n in range(700))])
         assert ledger.dropped == 0
 
@@ -203,13 +203,13 @@ def test_rows_that_a_process_left_are_stored_by_the_next(postgres_url: str, tmp_
             ledger = Ledger(database)
             ledger.put(entry(request_id="kept"))
             ledger.close()
-        assert accounts.rows(database) == []
+        assert statements.rows(database) == []
         (file,) = (path for path in unwritten(tmp_path) if path.suffix == ".jsonl")
         with file.open("a") as cut:
             cut.write('{"id": "cut sho')
         with closing(Ledger(database)):
             wait_for(lambda: not unwritten(tmp_path))
-        assert [row.request_id for row in accounts.rows(database)] == ["kept"]
+        assert [row.request_id for row in statements.rows(database)] == ["kept"]
 
 
 def test_a_file_that_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_what_has_no_room_anywhere_is_counted(
             assert ledger.dropped == 100 - kept
         with closing(Ledger(database)):
             wait_for(lambda: not unwritten(tmp_path))
-        assert len(accounts.rows(database)) == kept
+        assert len(statements.rows(database)) == kept
 
 
 def test_a_full_queue_refuses_nobody(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +265,7 @@ def test_a_full_queue_refuses_nobody(database: Database, monkeypatch: pytest.Mon
     for _ in range(25):
         ledger.put(entry())
     ledger.close()
-    assert len(accounts.rows(database)) + ledger.dropped == 25
+    assert len(statements.rows(database)) + ledger.dropped == 25
     assert ledger.dropped >= 10
 
 
@@ -277,7 +277,7 @@ def test_kept_rows_of_an_older_version(database: Database, tmp_path: Path) -> No
     (tmp_path / "ledger-unwritten-1-a.jsonl").write_text(lines)
     with closing(Ledger(database)) as ledger:
         wait_for(lambda: not unwritten(tmp_path))
-        assert [row.id for row in accounts.rows(database)] == ["4", "1"]
+        assert [row.id for row in statements.rows(database)] == ["4", "1"]
         assert ledger.dropped == 1
 
 

@@ -18,7 +18,7 @@ import openai
 import PIL.Image
 import pytest
 
-from chiasm.operations import accounts
+from chiasm.operations import statements
 from chiasm.operations.budgets import Budget, Budgets
 from chiasm.operations.database import Database, open_database
 from chiasm.operations.keys import CACHE_SECONDS, Key, Keys
@@ -89,7 +89,7 @@ class Gateway:
     def rows(self) -> list[Entry]:
         """The ledger's, the newest first."""
         self.server.app.state.runtime._accounts.ledger.flush()
-        return accounts.rows(self.database)
+        return statements.rows(self.database)
 
 
 def settings_for(folder: Path, first: FakeOpenAI, second: FakeOpenAI, **more: Any) -> Settings:

@@ -18,9 +18,9 @@ from chiasm.cli.times import iso, moment
 from chiasm.errors import InvalidRequest, NoSpace
 
 if TYPE_CHECKING:
-    from chiasm.operations.accounts import Chosen, Summary
     from chiasm.operations.database import Database
     from chiasm.operations.ledger import Entry
+    from chiasm.operations.statements import Chosen, Summary
 
 app = typer.Typer(help="Read the ledger: one row a request.", no_args_is_help=True)
 
@@ -61,10 +61,10 @@ def show(
 ) -> None:
     """The newest requests: tokens of text, pictures and answer, US dollars, seconds."""
     from chiasm import terminal
-    from chiasm.operations import accounts
+    from chiasm.operations import statements
 
     with _opened(since, until, key, model) as (database, chosen):
-        entries = accounts.rows(database, chosen, limit=limit)
+        entries = statements.rows(database, chosen, limit=limit)
     if as_json:
         terminal.print_json([as_dict(entry) for entry in entries])
         return
@@ -105,10 +105,10 @@ def summary(
 ) -> None:
     """Requests, pictures, tokens, cost and seconds, summed by model, key or day."""
     from chiasm import terminal
-    from chiasm.operations import accounts
+    from chiasm.operations import statements
 
     with _opened(since, until, key, model) as (database, chosen):
-        found = accounts.summary(database, by.value, chosen)
+        found = statements.summary(database, by.value, chosen)
     if as_json:
         terminal.print_json([_summary_as_dict(one) for one in found])
         return
@@ -156,10 +156,10 @@ def export(
 ) -> None:
     """Every row, the oldest first, as JSON lines or CSV."""
     from chiasm import terminal
-    from chiasm.operations import accounts
+    from chiasm.operations import statements
 
     with _opened(since, until, key, model) as (database, chosen):
-        entries = accounts.export(database, chosen)
+        entries = statements.export(database, chosen)
         if output is None:
             _write(entries, format, sys.stdout)
             return
@@ -180,9 +180,9 @@ def export(
 def _opened(
     since: str | None, until: str | None, key: str | None, model: str | None
 ) -> Iterator[tuple[Database, Chosen]]:
-    from chiasm.operations.accounts import Chosen
     from chiasm.operations.database import open_database
     from chiasm.operations.keys import Keys
+    from chiasm.operations.statements import Chosen
 
     times = {
         "since": None if since is None else moment(since, "--since"),

@@ -282,8 +282,8 @@ def _check(settings: Settings, models: Sequence[str] | None, *, as_json: bool) -
     from contextlib import closing
 
     from chiasm import terminal
-    from chiasm.operations.accounts import drift
     from chiasm.operations.database import open_database
+    from chiasm.operations.statements import drift
 
     with closing(open_database(settings.database, settings.data_dir)) as database:
         found = drift(database)

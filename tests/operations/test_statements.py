@@ -13,11 +13,11 @@ from decimal import Decimal
 import pytest
 
 from chiasm.errors import InvalidRequest
-from chiasm.operations import accounts
-from chiasm.operations.accounts import Chosen, Summary
+from chiasm.operations import statements
 from chiasm.operations.database import Database
 from chiasm.operations.keys import Keys
 from chiasm.operations.ledger import Entry, Ledger
+from chiasm.operations.statements import Chosen, Summary
 from tests.operations.entries import NOON, entry
 
 
@@ -95,14 +95,14 @@ def test_summaries(database: Database) -> None:
     entries = a_week([key.id, "key_elsewhere", None])
     store(database, entries)
 
-    by_model = {one.name: one for one in accounts.summary(database, "model")}
+    by_model = {one.name: one for one in statements.summary(database, "model")}
     assert by_model == by_hand(entries, lambda one: f"{one.provider}/{one.model}")
-    by_day = {one.name: one for one in accounts.summary(database, "day")}
+    by_day = {one.name: one for one in statements.summary(database, "day")}
     assert by_day == by_hand(entries, lambda one: one.time.date().isoformat())
     assert len(by_day) == 8
 
     names = {key.id: "search team", "key_elsewhere": "key_elsewhere", None: ""}
-    by_key = {one.name: one for one in accounts.summary(database, "key")}
+    by_key = {one.name: one for one in statements.summary(database, "key")}
     assert {one.name: one.key for one in by_key.values()} == {
         "search team": key.id,
         "key_elsewhere": "key_elsewhere",
@@ -116,9 +116,9 @@ def test_summaries(database: Database) -> None:
 
 def test_the_dearest_comes_first_and_days_come_in_order(database: Database) -> None:
     store(database, a_week([None]))
-    costs = [one.cost for one in accounts.summary(database, "model")]
+    costs = [one.cost for one in statements.summary(database, "model")]
     assert costs == sorted(costs, reverse=True)
-    days = [one.name for one in accounts.summary(database, "day")]
+    days = [one.name for one in statements.summary(database, "day")]
     assert days == sorted(days)
 
 
@@ -130,10 +130,12 @@ def test_chosen_rows(database: Database) -> None:
         expected = [one for one in entries if wanted(one)]
         assert 0 < len(expected) < len(entries)
         newest = sorted(expected, key=lambda one: (one.time, one.id), reverse=True)
-        assert accounts.rows(database, chosen, limit=1000) == newest
-        assert accounts.rows(database, chosen, limit=7) == newest[:7]
-        assert list(accounts.export(database, chosen)) == newest[::-1]
-        assert sum(one.requests for one in accounts.summary(database, "day", chosen)) == len(newest)
+        assert statements.rows(database, chosen, limit=1000) == newest
+        assert statements.rows(database, chosen, limit=7) == newest[:7]
+        assert list(statements.export(database, chosen)) == newest[::-1]
+        assert sum(one.requests for one in statements.summary(database, "day", chosen)) == len(
+            newest
+        )
 
     middle = entries[17].time
     same(Chosen(since=middle), lambda one: one.time >= middle)
@@ -151,26 +153,26 @@ def test_chosen_rows(database: Database) -> None:
 def test_export_goes_on_where_a_page_ends_between_equal_times(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accounts, "_PAGE", 10)
+    monkeypatch.setattr(statements, "_PAGE", 10)
     entries = [entry(time=NOON + timedelta(seconds=number // 7)) for number in range(40)]
     store(database, entries)
-    found = list(accounts.export(database))
+    found = list(statements.export(database))
     assert sorted(one.id for one in found) == sorted(one.id for one in entries)
     assert [one.time for one in found] == sorted(one.time for one in entries)
 
 
 def test_an_empty_ledger(database: Database) -> None:
-    assert accounts.rows(database) == list(accounts.export(database)) == []
-    assert accounts.summary(database, "model") == accounts.drift(database) == []
+    assert statements.rows(database) == list(statements.export(database)) == []
+    assert statements.summary(database, "model") == statements.drift(database) == []
     with pytest.raises(InvalidRequest, match="no summary by colour"):
-        accounts.summary(database, "colour")  # type: ignore[arg-type]
+        statements.summary(database, "colour")  # type: ignore[arg-type]
 
 
 def test_what_was_never_answered_is_not_without_a_price(database: Database) -> None:
     refused, left = entry(status=429, error="rate_limit_exceeded"), entry(status=499)
     broken = entry(status=499, text_tokens=12, answer_tokens=3)
     store(database, [refused, left, broken, entry(text_tokens=12, answer_tokens=3)])
-    (found,) = accounts.summary(database, "model")
+    (found,) = statements.summary(database, "model")
     assert (found.requests, found.failed) == (4, 3)
     assert found.unpriced == 2, "the one that broke off took tokens"
 
@@ -190,7 +192,7 @@ def test_drift_by_model(database: Database) -> None:
         unknown = ({"cache_hit": True}, {"status": 500}, {"planned_text_tokens": None})
         entries += [entry(**(usual | other)) for other in unknown]
     store(database, entries)
-    changed, steady = accounts.drift(database)
+    changed, steady = statements.drift(database)
     assert (steady.model, steady.requests, steady.ratio) == ("openai/gpt-5-mini", 100, 1.0)
     assert not steady.drifts
     assert steady.changed is steady.before is None
@@ -199,5 +201,5 @@ def test_drift_by_model(database: Database) -> None:
     assert changed.before == 1.0
     assert changed.ratio == pytest.approx(4 / 3, rel=1e-3)
     assert changed.drifts
-    only = accounts.drift(database, Chosen(model="gpt-5-mini"))
+    only = statements.drift(database, Chosen(model="gpt-5-mini"))
     assert only == [steady]
