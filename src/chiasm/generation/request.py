@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -149,6 +149,13 @@ def check_abilities(request: Request, able: frozenset[Ability], model: str) -> N
             raise Unsupported(
                 f"`{param}` is not supported by {model}.", hint="Leave it out.", param=param
             )
+
+
+def after_waiting(request: Request, seconds: float) -> Request:
+    """With what is left of its deadline; never nothing, for whoever answers to end the request."""
+    if request.deadline is None:
+        return request
+    return replace(request, deadline=max(request.deadline - seconds, 1e-3))
 
 
 def _refuse(name: str, value: object, allowed: str) -> None:

@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from chiasm.errors import (
     ChiasmError,
@@ -38,6 +38,7 @@ from chiasm.generation.request import (
     Restarted,
     TextDelta,
     ToolCallDelta,
+    after_waiting,
 )
 from chiasm.generation.response_cache import ResponseCache, key_of
 from chiasm.generation.targets import Route, Target
@@ -377,10 +378,7 @@ class Router:
                 f"{target.provider} is asked as many questions at once as it may be.",
                 hint="Try again in a moment.",
             ) from None
-        if request.deadline is None:
-            return request
-        left = request.deadline - (time.monotonic() - begun)
-        return replace(request, deadline=max(left, 1e-3))
+        return after_waiting(request, time.monotonic() - begun)
 
     def _learn(self, target: Target, seconds: float) -> None:
         before = self._seconds.get(target.name, seconds)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from chiasm.errors import InvalidRequest
 from chiasm.generation import ImagePart, Message, Part, Request, ToolResult
 from chiasm.generation.messages import images_of
+from chiasm.generation.request import after_waiting
 from chiasm.media.encoded import EncodedImage
 from chiasm.media.transform import resize
 from chiasm.server.pictures import Encoded
@@ -47,21 +48,14 @@ async def ask_local(runtime: Runtime, target: Target, request: Request) -> Async
         before_waiting=lambda: runtime.run(move_to_disk, request.messages),
     )
     async with turn:
-        opened = replace(
-            request,
-            messages=await open_messages(request.messages, runtime.pictures),
-            deadline=_left(request.deadline, time.monotonic() - begun),
-        )
+        messages = await open_messages(request.messages, runtime.pictures)
+        opened = after_waiting(replace(request, messages=messages), time.monotonic() - begun)
+        del messages
         answer = generator.stream(opened)
         del opened  # and with it the pictures' pixels
         async with aclosing(answer) as events:
             async for event in events:
                 yield event
-
-
-def _left(deadline: float | None, waited: float) -> float | None:
-    """What is left of a request's seconds; never nothing, for the engine to end it."""
-    return None if deadline is None else max(deadline - waited, 1e-3)
 
 
 def move_to_disk(messages: Iterable[Message]) -> None:
